@@ -1,0 +1,67 @@
+"""The typed whole of a run. Values live in conf/, names and types here and in the modules they configure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from swinexp.augment import Augmentation
+from swinexp.data import DATA, Data
+from swinexp.mistake import Mistake, check, explain
+from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from swinexp.swin import Model, Patch, Window, check_fit
+from swinexp.track import Wandb
+from swinexp.train import OBJECTIVES, TEST_OBJECTIVES, Trainer
+
+# Groups whose keys depend on their option's name.
+KINDS: dict[str, dict[str, Any]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "data": DATA}
+
+
+@dataclass
+class Run:
+    """Everything that decides a run."""
+
+    name: str
+    seed: int
+    objective: str
+    test: bool
+    model: Model
+    window: Window
+    patch: Patch
+    augmentation: Augmentation
+    optimizer: Optimizer
+    schedule: Schedule
+    data: Data
+    trainer: Trainer
+    wandb: Wandb
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, "seed", self.seed, "a whole number from 0", "seed=0")
+        allowed = OBJECTIVES + TEST_OBJECTIVES
+        check(self.objective in allowed, "objective", self.objective, f"one of {', '.join(allowed)}", "objective=val/accuracy")
+        check(
+            self.test or self.objective not in TEST_OBJECTIVES,
+            "objective",
+            self.objective,
+            "the test set is read only with test=true, and choosing by it is not fair",
+            "objective=val/accuracy",
+        )
+        check_fit(self.model, self.window, self.patch, self.data.image_size)
+
+
+def typed(cfg: DictConfig) -> Run:
+    """The composed config as dataclasses, checked as a whole. Raises `Mistake`."""
+    try:
+        schema = OmegaConf.structured(Run)
+        for group, kinds in KINDS.items():
+            name = OmegaConf.select(cfg, f"{group}.name")
+            check(name in kinds, f"{group}.name", name, f"one of {', '.join(kinds)}", f"{group}={next(iter(kinds))}")
+            schema[group] = OmegaConf.structured(kinds[name])
+        run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
+    except OmegaConfBaseException as error:
+        raise Mistake(explain(error)) from error
+    assert isinstance(run, Run)
+    return run

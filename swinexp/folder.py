@@ -1,0 +1,151 @@
+"""A run's folder: its name, one run at a time in it, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import yaml
+
+from swinexp.mistake import Mistake
+
+# Groups whose option is the name of a whole run or sweep: the name stands for itself.
+NAMED = ("sweep", "experiment")
+# What does not change a run's figures, and so neither its name nor what may go on in its folder.
+INCIDENTAL = ("name", "wandb")
+LONGEST = 100
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """A folder name that says what a command overrides: the same for the same overrides in any order.
+
+    `["model=tiny", "experiment=quickstart"]` gives `quickstart,model=tiny`. Characters that do not belong in a file
+    name, and what is too long, are replaced by a hash of the whole.
+    """
+    pairs = [override.lstrip("+").partition("=")[::2] for override in overrides]
+    explicit = [value for key, value in pairs if key == "name"]
+    if explicit:
+        return explicit[-1]
+    telling = [(key, value) for key, value in pairs if key.partition(".")[0].partition("@")[0] not in INCIDENTAL]
+    telling.sort(key=lambda pair: (NAMED.index(pair[0]) if pair[0] in NAMED else len(NAMED), pair))
+    whole = ",".join(value if key in NAMED else f"{key}={value}" for key, value in telling)
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", whole).strip("-")
+    if name != whole or len(name) > LONGEST:
+        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return name or "default"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Give `write` a file that takes the name `path` only when all of it is on the disk."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write all of a text file or none of it."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+class Folder:
+    """A run's folder, held by this process alone while the `with` block lasts.
+
+    A `Mistake` before the run began leaves nothing behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last.pt"
+
+    def __enter__(self) -> Folder:
+        self._handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even after kill -9
+        except BlockingIOError:
+            os.close(self._handle)
+            raise Mistake(
+                f"{self.path} is where another process is running this very command. "
+                "Wait for it, or type name=ANOTHER_NAME"
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Mistake) and not self.began:
+            (self.path / "run.log").unlink(missing_ok=True)
+            remove_empty(self.path)
+        os.close(self._handle)
+
+    @property
+    def began(self) -> bool:
+        """A run has begun here, now or earlier."""
+        return (self.path / "config.yaml").exists()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The figures of a finished run."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raise `Mistake` when a run with another config has begun here."""
+        if not self.began:
+            return
+        there = _leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
+        here = _leaves(config)
+        keys = [
+            key
+            for key in sorted({*there, *here})
+            if key.partition(".")[0] not in INCIDENTAL and there.get(key) != here.get(key)
+        ]
+        if keys:
+            differences = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} now" for key in keys[:3])
+            more = f", and {len(keys) - 3} more keys" if len(keys) > 3 else ""
+            raise Mistake(
+                f"{self.path} holds a run with another config ({differences}{more}). "
+                f"Type name=ANOTHER_NAME, or remove the folder: rm -r '{self.path}'"
+            )
+
+    def begin(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
+        """Write down what runs here."""
+        write_text(self.path / "overrides.yaml", yaml.safe_dump(list(overrides)))
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def remove_empty(path: Path) -> None:
+    """Remove a folder and then the folders above it within `outputs`, as far as they are empty."""
+    for folder in (path, *path.parents):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        if folder.name == "outputs":
+            return
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """{"trainer.epochs": 30, …} of nested mappings."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: leaf for name, child in node.items() for key, leaf in _leaves(child, f"{prefix}.{name}" if prefix else name).items()
+    }

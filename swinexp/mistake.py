@@ -1,0 +1,165 @@
+"""A user's mistakes: found early, told in one line that says what to type instead.
+
+Nothing heavy is imported here, so that a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from swinexp import CONF
+
+
+class Mistake(Exception):
+    """What was asked for cannot be. The message is one line; `swinexp.run` prints it and exits with 2."""
+
+
+def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:
+    """Raise `Mistake` naming the key, its value, what is allowed and what to type, unless `condition` holds."""
+    if not condition:
+        shown = {True: "true", False: "false", None: "null"}.get(value, value) if not isinstance(value, list) else value
+        raise Mistake(f"{key}={str(shown).replace(' ', '')}: {problem}. Type {instead}")
+
+
+def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
+    """One line for an error that Hydra or OmegaConf raises over what the user typed, else None.
+
+    `arguments` is the command line, where the value that was typed is looked up.
+    """
+    if isinstance(error, Mistake):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return _no_option(group, option, error.options)
+    if isinstance(error, OverrideParseException):
+        reason = _first_line(error).partition(" See ")[0]
+        return f"{error.override}: cannot be read as an override ({reason}). Type KEY=VALUE, in quotes where the shell needs them"
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return _bad_group_value(arguments) or _first_line(error)
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _no_key(str(cause.full_key), cause.parent_node, error, arguments)
+    if isinstance(cause, MissingMandatoryValue):
+        key = cause.full_key
+        return f"{key}=???: it has no default and must be given. Type {key}=VALUE"
+    if isinstance(cause, ValidationError):
+        return _wrong_type(cause)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _composition(error, arguments)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """(the key, the value) as typed on the command line for `key` or for a key below it."""
+    for argument in arguments:
+        name, equals, value = argument.lstrip("+~").partition("=")
+        if equals and (name == key or name.startswith(f"{key}.")):
+            return name, value
+    return key, "…"
+
+
+def _closest(word: str, words: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.5)), None)
+
+
+def _no_option(group: str, option: str, options: Sequence[str]) -> str:
+    best = _closest(option, options) or options[0] if options else "OPTION"
+    return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
+
+
+def _bad_group_value(arguments: Sequence[str]) -> str | None:
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
+        if options and value not in options:
+            return _no_option(group, value, options)
+    return None
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [leaf for name, child in node.items() for leaf in _leaves(child, f"{prefix}.{name}" if prefix else str(name))]
+
+
+def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str]) -> str:
+    quoted = re.search(r"Could not override '([^']+)'", str(error))
+    key, value = _typed(quoted.group(1) if quoted else unknown, arguments)
+    tree = OmegaConf.to_container(parent._get_root(), resolve=False) if isinstance(parent, DictConfig) else {}
+    assert isinstance(tree, dict)
+    tree.pop("hydra", None)
+    path, _, last = key.rpartition(".")
+    home: Any = tree
+    for part in filter(None, path.split(".")):
+        home = home.get(part) if isinstance(home, dict) else None
+    if isinstance(home, dict) and last in home and not quoted:  # the key that the schema does not know, but was added
+        home = {name: child for name, child in home.items() if name != last}
+    siblings = [str(name) for name in home] if isinstance(home, dict) else [str(name) for name in tree]
+    where = f"{path} has" if isinstance(home, dict) and path else "there are"
+    best = _closest(last, siblings) if isinstance(home, dict) else None
+    instead = f"{path}.{best}={value}" if best and path else f"{best}={value}" if best else None
+    if instead is None:
+        elsewhere = [leaf for leaf in _leaves(tree) if leaf.rpartition(".")[2] == last and leaf != key]
+        elsewhere = elsewhere or difflib.get_close_matches(key, [leaf for leaf in _leaves(tree) if leaf != key], n=1)
+        instead = f"{elsewhere[0]}={value}" if elsewhere else None
+    having = [option.stem for option in sorted((CONF / path).glob("*.yaml")) if path and last in _keys(option)]
+    if having:  # another option of the same group knows the key
+        instead = f"{path}={having[0]} {key}={value}"
+    hint = f". Type {instead}" if instead else f". Remove {key}"
+    return f"{key}={value}: no such key; {where} {', '.join(siblings)}{hint}"
+
+
+def _keys(path: Any) -> list[str]:
+    content = yaml.safe_load(path.read_text())
+    return list(content) if isinstance(content, dict) else []
+
+
+def _wrong_type(error: ValidationError) -> str:
+    message = _first_line(error)
+    kinds = {
+        "to Integer": ("a whole number is needed", "1"),
+        "to Float": ("a number is needed", "0.1"),
+        "valid bool": ("true or false is needed", "true"),
+        "ListConfig, list": ("a list is needed", "[1,2]"),
+        "to string": ("a word is needed", "WORD"),
+        "type 'int'": ("a whole number is needed", "1"),
+        "type 'float'": ("a number is needed", "0.1"),
+        "type 'bool'": ("true or false is needed", "true"),
+    }
+    problem, example = next((kind for text, kind in kinds.items() if text in message), (message, "VALUE"))
+    key = re.sub(r"\[\d+\]$", "", str(error.full_key))
+    if key != error.full_key:
+        problem, example = f"{problem} in the list", f"[{example},{example}]"
+    value = "null" if error.value is None else error.value
+    return f"{key}={value}: {problem}. Type for example {key}={example}"
+
+
+def _composition(error: Exception, arguments: Sequence[str]) -> str:
+    message = _first_line(error)
+    several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
+    if several:
+        argument = several.group(1) or several.group(2)
+        return f"{argument}: several values are a multirun. Type -m {argument}"
+    there = re.search(r"An item is already at '([^']+)'", message)
+    if there:
+        key, value = _typed(there.group(1), arguments)
+        return f"+{key}={value}: the key is there already. Type {key}={value}"
+    return message

@@ -1,0 +1,101 @@
+"""The command: compose a config, check it, train.
+
+    python -m swinexp.run model=tiny window=w4 patch=p2 augmentation=strong optimizer=adamw
+
+torch is imported only when a run begins, so that --help, completion and a typo answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from swinexp import CONF, SWEEPS
+from swinexp.folder import Folder, remove_empty, run_name
+from swinexp.mistake import Mistake, explain
+
+log = logging.getLogger(__name__)
+
+OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(list(overrides)), replace=True)
+# Cached, under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
+OmegaConf.register_new_resolver(
+    "swinexp.sweep_name", lambda overrides: run_name(list(overrides)), use_cache=True, replace=True
+)
+for _sweep in sorted(SWEEPS.glob("*.yaml")):
+    ConfigStore.instance().store(group="sweep", name=_sweep.stem, node=OmegaConf.load(_sweep), package="_global_")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Train what `cfg` describes, or go on where that was interrupted; returns the objective."""
+    job = HydraConfig.get()
+    group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
+    try:
+        return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), group)
+    except Mistake as mistake:
+        if group is None and not _full_error:
+            _refuse(str(mistake))  # before Hydra adds a line of its own
+        log.error("%s", mistake)  # the other jobs of a multirun go on
+        raise
+
+
+def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float:
+    with Folder(path) as folder:
+        from swinexp.config import typed
+        from swinexp.swin import flops, parameters
+        from swinexp.track import Tracker, print_summary
+        from swinexp.train import prepare, steps_per_epoch, train
+
+        run = typed(cfg)
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        folder.check(config)
+        summary = folder.summary
+        if summary is not None:
+            log.info("already finished; to train anew: name=ANOTHER_NAME, or rm -r '%s'", os.path.relpath(path))
+        else:
+            model, dataset = prepare(run)
+            facts = {"parameters": parameters(model), "flops": flops(model, run.data.image_size)}
+            steps = steps_per_epoch(run, dataset)
+            with Tracker(run, folder, config, overrides, facts, group, steps) as track:
+                figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
+                summary = track.finish(figures)
+        print_summary(summary, path)
+        return summary[run.objective]
+
+
+def _refuse(line: str) -> None:
+    print(f"swinexp: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+_full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def cli() -> None:
+    """`main` for the command line: a mistake is one line and exit code 2, an interruption 130 (SIGINT) or 143 (SIGTERM)."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        checkpoint = getattr(interrupt, "checkpoint", None)
+        where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
+        print(f"swinexp: {str(interrupt) or 'interrupted'}{where}", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", 130))
+    except Exception as error:
+        line = None if _full_error else explain(error, sys.argv[1:])
+        if line is None:
+            raise
+        _refuse(line)
+
+
+if __name__ == "__main__":
+    cli()

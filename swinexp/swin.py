@@ -1,0 +1,371 @@
+"""The Swin Transformer (Liu et al., arXiv 2103.14030) for images of any small size.
+
+Maps stay (B, H, W, C) from the patch embedding to the head. Shapes are written with these letters:
+
+    B images   H, W rows and columns of a map   C channels
+    G windows of an image   T tokens of a window (window²)   N heads   D channels of a head
+
+Parameters are named as in Microsoft's and timm's implementations, so that weights can be carried over.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinexp.mistake import check
+
+NORM_EPS = 1e-6  # the reference network's; 1e-5 in the paper's code
+
+
+@dataclass
+class Model:
+    """The size of the network.
+
+    `dim` channels after the patch embedding (they double at every stage), and for each stage its number of
+    blocks and of attention heads. `drop_path` is the rate of the last block; the first has 0, and it grows
+    linearly between them (stochastic depth, arXiv 1603.09382).
+    """
+
+    dim: int
+    depths: list[int]
+    heads: list[int]
+    mlp_ratio: float
+    drop_path: float
+
+    def __post_init__(self) -> None:
+        check(self.dim >= 1, "model.dim", self.dim, "a width is at least 1", "model.dim=64")
+        check(
+            bool(self.depths) and all(depth >= 1 for depth in self.depths),
+            "model.depths",
+            self.depths,
+            "every stage has at least one block",
+            "model.depths=[2,2]",
+        )
+        check(
+            len(self.heads) == len(self.depths),
+            "model.heads",
+            self.heads,
+            f"one number of heads for each of the {len(self.depths)} stages of model.depths={self.depths}",
+            f"model.heads={[2 * 2**stage for stage in range(len(self.depths))]}",
+        )
+        for stage, heads in enumerate(self.heads):
+            width = self.dim * 2**stage
+            fitting = [n for n in range(1, width + 1) if width % n == 0]
+            nearest = min(fitting, key=lambda n: abs(n - heads))
+            check(
+                heads in fitting,
+                "model.heads",
+                self.heads,
+                f"{heads} heads do not divide the width of stage {stage + 1}, {width} (model.dim={self.dim})",
+                f"model.heads={[*self.heads[:stage], nearest, *self.heads[stage + 1 :]]}",
+            )
+        check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "it must be positive", "model.mlp_ratio=2")
+        check(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a rate in [0, 1)", "model.drop_path=0.1")
+
+
+@dataclass
+class Window:
+    """Attention within `size` × `size` tokens; `shift` moves every second block's windows by half of that."""
+
+    size: int
+    shift: bool
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1, "window.size", self.size, "a window has at least one token", "window.size=4")
+
+
+@dataclass
+class Patch:
+    """`size` × `size` pixels make one token."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1, "patch.size", self.size, "a patch has at least one pixel", "patch.size=2")
+
+
+def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> None:
+    """Raise `Mistake` unless patches divide the image, stages halve the grid, and windows divide every grid.
+
+    A window at least as large as a later stage's grid is cut down to that grid, as in the paper's code.
+    """
+    sizes = [size for size in (1, 2, 4, 8, 16) if image_size % size == 0]
+    check(
+        image_size % patch.size == 0,
+        "patch.size",
+        patch.size,
+        f"it does not divide the image of {image_size}×{image_size} pixels (data.image_size); {sizes} do",
+        f"patch.size={max((size for size in sizes if size < patch.size), default=1)}",
+    )
+    grid = image_size // patch.size
+    halvings = len(model.depths) - 1
+    check(
+        grid % 2**halvings == 0,
+        "model.depths",
+        model.depths,
+        f"{halvings + 1} stages halve the grid {halvings} times, and {grid}×{grid} tokens (data.image_size={image_size} / "
+        f"patch.size={patch.size}) cannot be",
+        f"data.image_size={max(1, round(grid / 2**halvings)) * 2**halvings * patch.size}, or fewer stages",
+    )
+    grids = [grid // 2**stage for stage in range(halvings + 1)]
+    fitting = [size for size in range(1, grid + 1) if all(side % min(size, side) == 0 for side in grids)]
+    check(
+        window.size in fitting,
+        "window.size",
+        window.size,
+        f"windows must tile the grid of every stage, here {', '.join(f'{side}×{side}' for side in grids)} tokens; "
+        f"{fitting} do",
+        f"window.size={min(fitting, key=lambda size: abs(size - window.size))}",
+    )
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """Cut a map into windows, row by row: (B, H, W, C) -> (B, G, T, C). `window` divides H and W."""
+    B, H, W, C = x.shape
+    x = x.view(B, H // window, window, W // window, window, C)
+    return x.transpose(2, 3).reshape(B, -1, window * window, C)
+
+
+def from_windows(x: Tensor, window: int, height: int) -> Tensor:
+    """Put windows back into a map of `height` rows: (B, G, T, C) -> (B, H, W, C)."""
+    B, G, T, C = x.shape
+    rows, columns = height // window, G * window // height
+    x = x.view(B, rows, columns, window, window, C)
+    return x.transpose(2, 3).reshape(B, height, columns * window, C)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(T, T): the row of the bias table for each pair of tokens of a window, by their offset."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y[None, :] + window - 1
+    dx = x[:, None] - x[None, :] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+    """(G, T, T), added to the scores of a map shifted by `shift`: -100 between tokens that only the shift brought together.
+
+    After the shift, the last window of each axis holds tokens of both ends of the map; tokens attend to each
+    other only when they come from the same end of both axes.
+    """
+    row_part = (torch.arange(height) >= height - shift).long()
+    column_part = (torch.arange(width) >= width - shift).long()
+    part = row_part[:, None] * 2 + column_part[None, :]  # (H, W)
+    part = to_windows(part[None, :, :, None], window)[0, :, :, 0]  # (G, T)
+    return (part[:, :, None] != part[:, None, :]).float() * -100.0
+
+
+class DropPath(nn.Module):
+    """Drop the branch for whole images at random while training, scaling the rest up (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)"""
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learnt bias for each offset between two tokens."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+
+    def relative_position_bias(self) -> Tensor:
+        """(N, T, T)"""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
+        B, G, T, C = x.shape
+        qkv = self.qkv(x).view(B, G, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, G, N, T, D)
+        # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
+        scores = (q * (C // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        bias = self.relative_position_bias()
+        scores = scores + (bias if mask is None else bias + mask[:, None])  # (B, G, N, T, T)
+        x = scores.softmax(-1) @ v
+        return self.proj(x.transpose(2, 3).reshape(B, G, T, C))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each normalised first and added to what came in."""
+
+    mask: Tensor | None
+
+    def __init__(
+        self, dim: int, heads: int, grid: tuple[int, int], window: int, shift: int, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = WindowAttention(dim, heads, window)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        height, width = (side + -side % window for side in grid)  # padded up to whole windows
+        mask = shift_mask(height, width, window, shift) if shift else None
+        self.register_buffer("mask", mask, persistent=False)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C): pad to whole windows, shift, attend, and back."""
+        _, H, W, _ = x.shape
+        x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
+        height = x.shape[1]
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        x = from_windows(self.attn(to_windows(x, self.window), self.mask), self.window, height)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :H, :W]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)"""
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Every 2×2 tokens become one of twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, 2C)"""
+        _, H, W, _ = x.shape
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        return self.reduction(self.norm(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Each patch of pixels to a token, by one linear map."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> (B, H, W, C)"""
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, then a patch merging unless it is the last stage."""
+
+    def __init__(self, blocks: list[Block], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H/2, W/2, 2C), or (B, H, W, C) in the last stage"""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Swin(nn.Module):
+    """Logits for images of one size.
+
+    `image_size` is (height, width) in pixels, or one number for square images. Linear layers and bias tables
+    start from a normal distribution of std 0.02 cut at ±2, biases at 0, as in the paper's code.
+    """
+
+    def __init__(
+        self, model: Model, window: Window, patch: Patch, image_size: int | tuple[int, int], classes: int
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = height // patch.size, width // patch.size
+        last = sum(model.depths) - 1
+        self.patch_embed = PatchEmbedding(patch.size, model.dim)
+        stages, number, dim = [], 0, model.dim
+        for stage, (depth, heads) in enumerate(zip(model.depths, model.heads, strict=True)):
+            size = min(window.size, *grid)
+            blocks = []
+            for i in range(depth):
+                shift = size // 2 if window.shift and i % 2 == 1 and size < min(grid) else 0
+                drop_path = model.drop_path * number / max(1, last)
+                blocks.append(Block(dim, heads, grid, size, shift, model.mlp_ratio, drop_path))
+                number += 1
+            final = stage == len(model.depths) - 1
+            stages.append(Stage(blocks, None if final else PatchMerging(dim)))
+            if not final:
+                dim *= 2
+                grid = math.ceil(grid[0] / 2), math.ceil(grid[1] / 2)
+        self.layers = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.head = nn.Linear(dim, classes)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> logits (B, classes)"""
+        x = self.patch_embed(images)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x).mean(dim=(1, 2)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def flops(model: nn.Module, image_size: int) -> int:
+    """Operations for one image, counted as fvcore does: one for a multiply-add, five for a normalised value.
+
+    Counted by torch on a copy without memory of its own, not by a formula for the network.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def layer_norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
+        return 2 * 5 * math.prod(shape)  # torch counts a multiply-add as two
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.native_layer_norm: layer_norm})
+    with counter, torch.no_grad():
+        copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return counter.get_total_flops() // 2

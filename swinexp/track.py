@@ -1,0 +1,376 @@
+"""What a run leaves behind: W&B, metrics.jsonl, summary.json, curves.png, and what the console shows meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import netrc
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import urlsplit
+
+from swinexp import HERE, __version__
+from swinexp.folder import Folder, write_atomically, write_text
+from swinexp.mistake import check
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+WANDB_START = 10  # seconds that an unreachable server may take at the start of a run
+WANDB_END = 8  # and at its end
+VERSIONS = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb", "optuna", "numpy")
+
+
+@dataclass
+class Wandb:
+    """Where W&B keeps the run. Offline runs go to outputs/wandb/; `wandb sync` sends them."""
+
+    mode: str
+    project: str
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        check(
+            self.mode in WANDB_MODES,
+            "wandb.mode",
+            self.mode,
+            f"one of {', '.join(WANDB_MODES)} (the variable WANDB_MODE sets it for wandb=auto)",
+            "wandb.mode=offline",
+        )
+        check(
+            bool(re.fullmatch(r"[^/\\#?%:]{1,128}", self.project)),
+            "wandb.project",
+            self.project,
+            "1 to 128 characters without / \\ # ? % :",
+            "wandb.project=swinexp",
+        )
+        check(
+            all(1 <= len(tag) <= 64 for tag in self.tags),
+            "wandb.tags",
+            self.tags,
+            "each tag has 1 to 64 characters",
+            "wandb.tags=[baseline]",
+        )
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Log lines on standard output as it is at the time: above the progress bar while there is one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
+
+
+class Tracker:
+    """Writes a run down while it happens. `facts` are figures known before training, such as the parameters.
+
+    W&B is never the reason that a run stops: what it raises is told in one line, and the run goes on without it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Folder,
+        config: Mapping[str, Any],
+        overrides: Sequence[str],
+        facts: Mapping[str, float],
+        group: str | None,
+        steps: int,
+    ) -> None:
+        self.run, self.folder, self.config, self.overrides = run, folder, config, overrides
+        self.facts, self.group, self.steps = facts, group, steps
+        self.history: list[dict[str, float]] = []
+        self.wandb: Any = None
+        self.bar: Any = None
+
+    def __enter__(self) -> Tracker:
+        resuming = self.folder.checkpoint.exists()
+        self.folder.begin(dict(self.config), self.overrides)
+        self.metrics = self.folder.path / "metrics.jsonl"
+        self.history = read_history(self.metrics) if resuming else []
+        write_text(self.metrics, "".join(_line(metrics) for metrics in self.history))
+        self._start_wandb(resuming)
+        self._start_bar()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_bar()
+        if self.wandb is not None:
+            self._try_wandb(lambda: self.wandb.finish(exit_code=0 if error is None else 1))
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Write down a finished epoch, unless it was before the run was resumed."""
+        if epoch <= len(self.history):
+            return
+        row = {"epoch": epoch, **metrics}
+        if self.wandb is not None:  # the step makes W&B ignore an epoch that it has already
+            self._try_wandb(lambda: self.wandb.log(row, step=epoch))
+        self.history.append(row)
+        with self.metrics.open("a") as file:
+            file.write(_line(row))
+        epochs = self.run.trainer.epochs
+        log.info(
+            "epoch %*d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %s images/s",
+            len(str(epochs)),
+            epoch,
+            epochs,
+            metrics["train/loss"],
+            metrics["val/loss"],
+            metrics["val/accuracy"],
+            f"{metrics['train/images_per_second']:,.0f}",
+        )
+
+    def tick(self, step: int) -> None:
+        """Move the progress bar. Called after every step, so it never asks the device for anything."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, epoch=min(len(self.history) + 1, self.run.trainer.epochs))
+
+    def finish(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """Close a run that has come to its end; returns what summary.json holds."""
+        self._stop_bar()
+        summary = {**figures, **self.facts, **about(self.run)}
+        draw_curves(self.history, self.folder.path / "curves.png")
+        if self.wandb is not None:
+            test = {key: value for key, value in figures.items() if key.startswith("test/")}
+            self._try_wandb(lambda: self.wandb.summary.update({**figures, **test}))
+            summary["wandb"] = {"id": self.wandb.id, "project": self.run.wandb.project} if self.wandb else None
+        write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _start_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console()
+        if not console.is_terminal:
+            return
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}" + f"/{self.run.trainer.epochs}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console, transient=True)
+        self.task = self.bar.add_task("train", total=self.steps * self.run.trainer.epochs, epoch=1)
+        self.bar.start()
+
+    def _stop_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _start_wandb(self, resuming: bool) -> None:
+        mode = self.run.wandb.mode
+        if mode == "auto":
+            mode = "online" if key_is_configured() else "offline"
+        if mode == "disabled":
+            return
+        kept = self.folder.path / "wandb.json"
+        known = json.loads(kept.read_text())["id"] if resuming and kept.exists() else None
+        if mode == "online":
+            self.wandb = self._init_wandb("online", known)
+            if self.wandb is None:  # the failed id stays taken in this process
+                known = None
+        if self.wandb is None:
+            self.wandb = self._init_wandb("offline", known)
+        if self.wandb is None:
+            return
+        write_text(kept, json.dumps({"id": self.wandb.id, "project": self.run.wandb.project}) + "\n")
+        self._try_wandb(self._describe_wandb)
+        if self.wandb is not None:
+            place = os.path.relpath(self.wandb.settings.sync_dir)
+            log.info("W&B: %s", self.wandb.url or f"offline in {place}; to send it: wandb sync {place}")
+
+    def _init_wandb(self, mode: str, known: str | None) -> Any:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry, which delays an exit without network
+        import wandb
+
+        try:
+            return wandb.init(
+                mode=mode,  # type: ignore[arg-type]
+                project=self.run.wandb.project,
+                name=self.run.name,
+                group=self.group,
+                job_type="train",
+                tags=self.run.wandb.tags,
+                config={**self.config, "environment": about(self.run)},
+                dir="outputs",
+                id=known or secrets.token_hex(4),
+                resume="allow" if known else None,
+                reinit="finish_previous",
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=WANDB_START,
+                    finish_timeout=WANDB_END,
+                    x_transaction_log_flush_interval=1,  # so that kill -9 loses a second, not a run
+                ),
+            )
+        except Exception as error:  # W&B is never the reason that training stops
+            log.warning("W&B could not start %s (%s)", mode, _first_line(error))
+            return None
+
+    def _describe_wandb(self) -> None:
+        self.wandb.define_metric("epoch", hidden=True)
+        self.wandb.define_metric("train/*", step_metric="epoch")
+        self.wandb.define_metric("val/*", step_metric="epoch", summary="last")
+        self.wandb.define_metric("val/accuracy", step_metric="epoch", summary="max,last")
+        self.wandb.summary.update(dict(self.facts))
+
+    def _try_wandb(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:
+            log.warning("W&B stopped working (%s): the run goes on without it", _first_line(error))
+            self.wandb = None
+
+
+def key_is_configured() -> bool:
+    """W&B would find credentials without asking: in the environment, or in netrc for its server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def about(run: Run) -> dict[str, Any]:
+    """What a figure needs beside it to be believed: code, versions, machine."""
+    import torch
+
+    device = run.trainer.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "objective": run.objective,
+        "device": device,
+        "device_name": name,
+        "git": git_revision(),
+        "versions": {"swinexp": __version__, "python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONS}
+
+
+def processor() -> str:
+    """The CPU's name and how many threads torch uses on it."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = models[0] if models else name
+    except OSError:
+        pass
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with -dirty when files differ from it; None outside a checkout."""
+    if not (HERE.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(HERE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The epochs of a metrics.jsonl, up to a line that a kill may have cut."""
+    rows: list[dict[str, float]] = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss and accuracy over the epochs, as a PNG; matplotlib is an extra, and without it there is no picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.info("no curves.png: matplotlib is not installed (pip install 'swinexp[plots]')")
+        return
+    epochs = [metrics["epoch"] for metrics in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    marker = "o" if len(epochs) == 1 else None
+    losses.plot(epochs, [metrics["train/loss"] for metrics in history], label="train, augmented", marker=marker)
+    losses.plot(epochs, [metrics["val/loss"] for metrics in history], label="validation", marker=marker)
+    losses.set(xlabel="epoch", ylabel="loss")
+    losses.legend()
+    values = [100 * metrics["val/accuracy"] for metrics in history]
+    accuracy.plot(epochs, values, color="C1", marker=marker)
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"last epoch {values[-1]:.2f} %")
+    for axes in (losses, accuracy):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """The result table, and where to look."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=summary["name"], show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+
+    def row(label: str, key: str, form: str) -> None:
+        if key in summary:
+            table.add_row(label, form.format(summary[key]))
+
+    row("validation accuracy, last epoch", "val/accuracy", "{:.4f}")
+    row("validation loss, last epoch", "val/loss", "{:.4f}")
+    table.add_row("best epoch", f"{summary['best/val/accuracy']:.4f} at {summary['best/epoch']} of {summary['epochs']}")
+    row("test accuracy", "test/accuracy", "{:.4f}")
+    row("parameters", "parameters", "{:,}")
+    row("FLOPs an image", "flops", "{:,}")
+    row("training images/s", "train/images_per_second", "{:,.0f}")
+    row("training seconds", "train/seconds", "{:.1f}")
+    table.add_row("device", f"{summary['device']} ({summary['device_name']})")
+    console = Console()
+    console.print(table)
+    files = [name for name in ("summary.json", "metrics.jsonl", "curves.png", "run.log") if (folder / name).exists()]
+    console.print(f"in {os.path.relpath(folder)}: {', '.join(files)}", soft_wrap=True, highlight=False)

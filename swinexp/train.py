@@ -1,0 +1,371 @@
+"""The training loop. All that changes during a run is in `State`; everything else is a function.
+
+Every random draw is decided by (seed, epoch or step) alone, so a run that was interrupted and resumed is, on the
+same CPU, equal to the last bit to one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from swinexp.augment import augment, normalise
+from swinexp.data import Dataset, Split, load
+from swinexp.folder import write_atomically
+from swinexp.mistake import Mistake, check
+from swinexp.optim import build_optimizer, lr_scale
+from swinexp.swin import Swin
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_VERSION = 1
+EVALUATION_BATCH = 512
+OBJECTIVES = ("val/accuracy", "val/loss", "best/val/accuracy", "train/loss", "train/images_per_second", "parameters", "flops")
+TEST_OBJECTIVES = ("test/accuracy", "test/loss")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+Metrics = Mapping[str, float]
+Watch = Callable[[int, Metrics], object]
+Tick = Callable[[int], object]
+
+
+@dataclass
+class Trainer:
+    """How long, how large, and on what. `clip_norm` is over all gradients together; 0 does not clip."""
+
+    epochs: int
+    batch_size: int
+    label_smoothing: float
+    clip_norm: float
+    device: str
+    precision: str
+    compile: bool
+    limit_train: int | None
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "trainer.epochs", self.epochs, "at least 1", "trainer.epochs=30")
+        check(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "at least 1", "trainer.batch_size=128")
+        check(
+            0 <= self.label_smoothing < 1,
+            "trainer.label_smoothing",
+            self.label_smoothing,
+            "a share in [0, 1)",
+            "trainer.label_smoothing=0.1",
+        )
+        check(self.clip_norm >= 0, "trainer.clip_norm", self.clip_norm, "a norm, or 0 for off", "trainer.clip_norm=1")
+        check(
+            self.precision in PRECISIONS,
+            "trainer.precision",
+            self.precision,
+            f"one of {', '.join(PRECISIONS)}",
+            "trainer.precision=auto",
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; it stopped after a step, and a checkpoint holds all of it."""
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+        self.checkpoint = checkpoint
+
+
+@dataclass
+class State:
+    """All that changes while training. `step` counts optimizer steps from the start of the run.
+
+    `loss_sum` and `seconds` belong to the epoch under way; `history` holds the metrics of the finished ones.
+    """
+
+    model: nn.Module
+    forward: nn.Module  # the model, compiled or as it is
+    optimizer: torch.optim.Optimizer
+    loss_sum: Tensor
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def close_epoch(self, evaluation: Metrics, steps: int, images: int) -> None:
+        """Turn what the epoch gathered into its metrics, and start on the next."""
+        self.history.append(
+            {
+                "train/loss": self.loss_sum.item() / steps,
+                "train/lr": self.optimizer.param_groups[0]["lr"],
+                "train/seconds": self.seconds,
+                "train/images_per_second": images / self.seconds,
+                **evaluation,
+            }
+        )
+        self.loss_sum.zero_()
+        self.seconds = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that takes the place of the last one only when it is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saved = {
+            "version": CHECKPOINT_VERSION,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        write_atomically(path, lambda file: torch.save(saved, file))
+
+    def restore(self, path: Path) -> None:
+        """Go back to a checkpoint. Raises `Mistake` when it cannot be read."""
+        try:
+            saved = torch.load(path, map_location=self.loss_sum.device, weights_only=True)
+            if saved["version"] != CHECKPOINT_VERSION:
+                raise ValueError(f"its version is {saved['version']}, this is {CHECKPOINT_VERSION}")
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except Exception as error:  # a damaged file raises almost anything
+            raise Mistake(
+                f"{path} cannot be read ({str(error).splitlines()[0]}). Remove it to train from the start: rm '{path}'"
+            ) from error
+        self.loss_sum = saved["loss_sum"]
+        self.step, self.seconds, self.history = saved["step"], saved["seconds"], saved["history"]
+
+
+def derive(seed: int, *path: object) -> int:
+    """A seed for one purpose out of the run's: the same for the same arguments, unrelated for others."""
+    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # generators take 63 bits
+
+
+def pick_device(trainer: Trainer) -> torch.device:
+    """The device that `trainer.device` names; auto is the GPU where there is one. Raises `Mistake`."""
+    if trainer.device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        log.info("no GPU was found: training on the CPU (%d threads)", torch.get_num_threads())
+        return torch.device("cpu")
+    try:
+        device = torch.device(trainer.device)
+    except RuntimeError:
+        device = None
+    check(
+        device is not None and device.type in ("cpu", "cuda"),
+        "trainer.device",
+        trainer.device,
+        "auto, cpu, cuda, or cuda:N",
+        "trainer.device=auto",
+    )
+    assert device is not None
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    check(
+        device.type == "cpu" or (device.index or 0) < count,
+        "trainer.device",
+        trainer.device,
+        f"this machine has {count} CUDA GPUs",
+        "trainer.device=auto" if count else "trainer.device=cpu",
+    )
+    return device
+
+
+def pick_precision(trainer: Trainer, device: torch.device) -> torch.dtype:
+    """The type that matrix products run in; auto is bf16 on a GPU and fp32 on a CPU."""
+    chosen = PRECISIONS[trainer.precision]
+    if chosen is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return chosen
+
+
+def autocast(trainer: Trainer, device: torch.device) -> AbstractContextManager[Any]:
+    """Run matrix products in `trainer.precision`; auto is bf16 on a GPU and fp32 on a CPU."""
+    chosen = trainer.precision
+    if chosen == "auto":
+        chosen = "bf16" if device.type == "cuda" else "fp32"
+    return nullcontext() if chosen == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def deterministic(device: torch.device) -> None:
+    """Have every operation give the same bits each time."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # only for debugging, and it costs time
+
+
+def prepare(run: Run) -> tuple[Swin, Dataset]:
+    """The network and the data of a run, on its device. Raises `Mistake`; after this, nothing of the config can be one."""
+    device = pick_device(run.trainer)
+    deterministic(device)
+    dataset = load(run.data, run.test, run.trainer.limit_train)
+    images = len(dataset.train)
+    check(
+        run.trainer.batch_size <= images,
+        "trainer.batch_size",
+        run.trainer.batch_size,
+        f"there are only {images} training images",
+        f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
+    )
+    torch.manual_seed(derive(run.seed, "weights"))
+    model = Swin(run.model, run.window, run.patch, run.data.image_size, len(dataset.classes))
+    return model.to(device), dataset.to(device)
+
+
+def train(
+    run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick = lambda step: None
+) -> dict[str, float]:
+    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on when that file is there.
+
+    `watch` receives each epoch, from 1, and its metrics when its checkpoint is written; on resuming, first those of
+    the epochs that were finished before. `tick` receives the number of finished steps after each.
+    Returns the figures of the whole run.
+    Raises `Interrupted` after SIGINT or SIGTERM, with a checkpoint of the last finished step.
+    """
+    device = dataset.mean.device
+    forward = torch.compile(model) if run.trainer.compile else model
+    state = State(model, forward, build_optimizer(run.optimizer, model), torch.zeros((), device=device))
+    steps = steps_per_epoch(run, dataset)
+    if checkpoint.exists():
+        state.restore(checkpoint)
+        log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
+    for epoch, metrics in enumerate(state.history, start=1):
+        watch(epoch, metrics)
+    with stop_signals() as stop:
+        while len(state.history) < run.trainer.epochs:
+            finished = train_epoch(run, state, dataset, tick, stop)
+            if finished:
+                evaluation = evaluate(run, state.forward, dataset.val, dataset, "val")
+                state.close_epoch(evaluation, steps, steps * run.trainer.batch_size)
+            state.save(checkpoint)
+            if finished:
+                watch(len(state.history), state.history[-1])
+            if stop and len(state.history) < run.trainer.epochs:
+                raise Interrupted(stop[0], checkpoint)
+    figures = summarise(state.history)
+    if dataset.test is not None:
+        figures |= evaluate(run, state.forward, dataset.test.to(device), dataset, "test")
+    return figures
+
+
+def steps_per_epoch(run: Run, dataset: Dataset) -> int:
+    """Whole batches only: an image that one epoch's order leaves over has its turn in another's."""
+    return len(dataset.train) // run.trainer.batch_size
+
+
+def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick, stop: list[int]) -> bool:
+    """Train from where `state` is to the end of its epoch. False when `stop` was filled before that.
+
+    Nothing in a step waits for the device.
+    """
+    device, train_set, batch_size = dataset.mean.device, dataset.train, run.trainer.batch_size
+    steps = steps_per_epoch(run, dataset)
+    epoch, start = divmod(state.step, steps)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    generator = Generator(device)
+    order = torch.randperm(
+        len(train_set), generator=generator.manual_seed(derive(run.seed, "order", epoch)), device=device
+    )
+    state.forward.train()
+    began = time.perf_counter()
+    for index in order.split(batch_size)[start:steps]:
+        # Reseeded for every step, so that a resumed step is the same step: for augmentation, and for drop path.
+        generator.manual_seed(derive(run.seed, "augmentation", state.step))
+        torch.manual_seed(derive(run.seed, "drop path", state.step))
+        batch = train_set[index]
+        images, labels = augment(
+            run.augmentation, batch.images, batch.labels, len(dataset.classes), dataset.mean, dataset.std, generator
+        )
+        # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
+        scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = run.optimizer.lr * scale
+        with autocast(run.trainer, device):
+            logits = state.forward(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=run.trainer.label_smoothing)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if run.trainer.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, run.trainer.clip_norm)
+        state.optimizer.step()
+        state.loss_sum += loss.detach()
+        state.step += 1
+        tick(state.step)
+        if stop:
+            break
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    state.seconds += time.perf_counter() - began
+    return state.step == (epoch + 1) * steps
+
+
+@torch.no_grad()
+def evaluate(run: Run, forward: nn.Module, split: Split, dataset: Dataset, name: str) -> dict[str, float]:
+    """{"<name>/loss", "<name>/accuracy"} over every image of a split, once, without augmentation or label smoothing."""
+    device = dataset.mean.device
+    forward.eval()
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    for batch in split.batches(EVALUATION_BATCH):
+        with autocast(run.trainer, device):
+            logits = forward(normalise(batch.images, dataset.mean, dataset.std))
+        loss += F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        correct += (logits.argmax(dim=1) == batch.labels).sum()
+    return {f"{name}/loss": loss.item() / len(split), f"{name}/accuracy": correct.item() / len(split)}
+
+
+def summarise(history: Sequence[Metrics]) -> dict[str, float]:
+    """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
+
+    Throughput is the median of the epochs after the first, which also warms up (or of the first, if it is the only one).
+    """
+    best = max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"])
+    last = history[-1]
+    return {
+        "val/accuracy": last["val/accuracy"],
+        "val/loss": last["val/loss"],
+        "train/loss": last["train/loss"],
+        "train/images_per_second": statistics.median(m["train/images_per_second"] for m in history[1:] or history),
+        "best/epoch": best + 1,
+        "best/val/accuracy": history[best]["val/accuracy"],
+        "best/val/loss": history[best]["val/loss"],
+        "epochs": len(history),
+        "train/seconds": sum(m["train/seconds"] for m in history),
+    }
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put their number in, so that the loop can end after a whole step.
+
+    A second SIGINT interrupts at once.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can receive signals
+        yield received
+        return
+
+    def receive(number: int, _: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
