@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
-from swinexp.mistake import Mistake, check, explain
+from swinexp.mistake import Mistake, check, explain, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from swinexp.swin import Model, Patch, Window, check_fit
 from swinexp.track import Wandb
@@ -41,7 +41,13 @@ class Run:
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "a whole number from 0", "seed=0")
         allowed = OBJECTIVES + TEST_OBJECTIVES
-        check(self.objective in allowed, "objective", self.objective, f"one of {', '.join(allowed)}", "objective=val/accuracy")
+        check(
+            self.objective in allowed,
+            "objective",
+            self.objective,
+            f"one of {', '.join(allowed)}",
+            "objective=val/accuracy",
+        )
         check(
             self.test or self.objective not in TEST_OBJECTIVES,
             "objective",
@@ -62,6 +68,7 @@ def typed(cfg: DictConfig) -> Run:
             schema[group] = OmegaConf.structured(kinds[name])
         run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
     except OmegaConfBaseException as error:
-        raise Mistake(explain(error)) from error
+        value = OmegaConf.select(cfg, error.full_key, throw_on_missing=False) if error.full_key else None
+        raise Mistake(explain(error, [f"{error.full_key}={shown(value)}"])) from error
     assert isinstance(run, Run)
     return run

@@ -12,7 +12,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -226,6 +226,8 @@ def _cifar10(data: Data, split: str) -> tuple[list[str], Split]:
                     Source(str(root), download=True)
             source = Source(str(root), train=split == "train")
         except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                root.rmdir()  # when the download has left it empty
             raise Mistake(
                 f"data=cifar10: CIFAR-10 is not in data.root={data.root} and could not be downloaded ({error}). "
                 f"Put {Source.filename} from {Source.url} into {root} and run the same command again, "
@@ -334,9 +336,7 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def cached(
-    folder: str, key: list[object], decode: Callable[[], tuple[list[str], Split]]
-) -> tuple[list[str], Split]:
+def cached(folder: str, key: list[object], decode: Callable[[], tuple[list[str], Split]]) -> tuple[list[str], Split]:
     """What `decode` returns, kept in `folder` under the hash of `key` and memory-mapped from there the next time.
 
     The file appears whole or not at all, so that a killed run or two runs at once leave no damaged one;

