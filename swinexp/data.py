@@ -161,8 +161,8 @@ def _test(read: Callable[[Data, str], tuple[list[str], Split]], data: Data, clas
     if test_classes != classes:
         differ = ", ".join(sorted(set(test_classes) ^ set(classes)))
         raise Mistake(
-            f"data.root={getattr(data, 'root', '')}: train and test do not have the same classes ({differ} is in one only). "
-            "Give both the same folders, or type test=false"
+            f"data.root={getattr(data, 'root', '')}: train and test do not have the same classes "
+            f"({differ} is in one only). Give both the same folders, or type test=false"
         )
     return split
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from swinexp.mistake import Mistake
+from swinexp.mistake import Mistake, leaves
 
 # Groups whose option is the name of a whole run or sweep: the name stands for itself.
 NAMED = ("sweep", "experiment")
@@ -111,8 +111,8 @@ class Folder:
         """Raise `Mistake` when a run with another config has begun here."""
         if not self.began:
             return
-        there = _leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
-        here = _leaves(config)
+        there = leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
+        here = leaves(config)
         keys = [
             key
             for key in sorted({*there, *here})
@@ -141,14 +141,3 @@ def remove_empty(path: Path) -> None:
             return
         if folder.name == "outputs":
             return
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """{"trainer.epochs": 30, …} of nested mappings."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        key: leaf
-        for name, child in node.items()
-        for key, leaf in _leaves(child, f"{prefix}.{name}" if prefix else name).items()
-    }

@@ -53,7 +53,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         return _no_option(group, option, error.options)
     if isinstance(error, OverrideParseException):
         reason = _first_line(error).partition(" See ")[0]
-        return f"{error.override}: cannot be read as an override ({reason}). Type KEY=VALUE, in quotes where the shell needs them"
+        instead = "KEY=VALUE, in quotes where the shell needs them"
+        return f"{error.override}: cannot be read as an override ({reason}). Type {instead}"
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return _bad_group_value(arguments) or _first_line(error)
     cause = error.__cause__ if isinstance(error, HydraException) else error
@@ -106,12 +107,12 @@ def _bad_group_value(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    return [
-        leaf for name, child in node.items() for leaf in _leaves(child, f"{prefix}.{name}" if prefix else str(name))
-    ]
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """{"trainer.epochs": 30, …} of nested mappings."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    below = (leaves(child, f"{path}.{name}" if path else str(name)) for name, child in tree.items())
+    return {key: value for part in below for key, value in part.items()}
 
 
 def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str]) -> str:
@@ -125,10 +126,10 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     for part in filter(None, path.split(".")):
         home = home.get(part) if isinstance(home, dict) else None
     siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
-    leaves = [leaf for leaf in _leaves(tree) if leaf != key]
-    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
+    others = [leaf for leaf in leaves(tree) if leaf != key]
+    namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
     sibling = _closest(last, siblings) if isinstance(home, dict) else None
-    similar = _closest(key, leaves)
+    similar = _closest(key, others)
     having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]
     if having:  # another option of the same group knows the key
         instead = f"Type {path}={having[0]} {key}={value}"

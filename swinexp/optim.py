@@ -131,6 +131,8 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
     if isinstance(config, AdamW):
-        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True
+        )
     assert isinstance(config, SGD)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)

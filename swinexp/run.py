@@ -95,7 +95,7 @@ _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def cli() -> None:
-    """`main` for the command line: a mistake is one line and exit code 2, an interruption 130 (SIGINT) or 143 (SIGTERM)."""
+    """`main` for the command line: a mistake is one line and exit code 2; SIGINT ends with 130, SIGTERM with 143."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     try:
         main()

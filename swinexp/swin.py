@@ -109,8 +109,8 @@ def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> No
         grid % 2**halvings == 0,
         "model.depths",
         model.depths,
-        f"{halvings + 1} stages halve the grid {halvings} times, and {grid}×{grid} tokens (data.image_size={image_size} / "
-        f"patch.size={patch.size}) cannot be",
+        f"{halvings + 1} stages halve the grid {halvings} times, which {grid}×{grid} tokens do not allow "
+        f"(data.image_size={image_size} / patch.size={patch.size})",
         f"data.image_size={max(1, round(grid / 2**halvings)) * 2**halvings * patch.size}, or fewer stages",
     )
     grids = [grid // 2**stage for stage in range(halvings + 1)]
@@ -134,7 +134,7 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 def from_windows(x: Tensor, window: int, height: int) -> Tensor:
     """Put windows back into a map of `height` rows: (B, G, T, C) -> (B, H, W, C)."""
-    B, G, T, C = x.shape
+    B, G, _, C = x.shape
     rows, columns = height // window, G * window // height
     x = x.view(B, rows, columns, window, window, C)
     return x.transpose(2, 3).reshape(B, height, columns * window, C)
@@ -150,7 +150,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """(G, T, T), added to the scores of a map shifted by `shift`: -100 between tokens that only the shift brought together.
+    """(G, T, T), added to the scores of a shifted map: -100 between tokens that only the shift brought together.
 
     After the shift, the last window of each axis holds tokens of both ends of the map; tokens attend to each
     other only when they come from the same end of both axes.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ OBJECTIVES = (
     "val/accuracy",
     "val/loss",
     "best/val/accuracy",
+    "best/val/loss",
     "train/loss",
     "train/images_per_second",
     "parameters",
@@ -205,11 +206,14 @@ def deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only for debugging, and it costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
 
 
 def prepare(run: Run) -> tuple[Swin, Dataset]:
-    """The network and the data of a run, on its device. Raises `Mistake`; after this, nothing of the config can be one."""
+    """The network and the data of a run, on its device.
+
+    Raises `Mistake`: all that can be wrong with a config has been looked at when this returns.
+    """
     device = pick_device(run.trainer)
     deterministic(device)
     dataset = load(run.data, run.test, run.trainer.limit_train)
@@ -227,7 +231,7 @@ def prepare(run: Run) -> tuple[Swin, Dataset]:
 
 
 def train(
-    run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick = lambda step: None
+    run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick | None = None
 ) -> dict[str, float]:
     """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on when that file is there.
 
@@ -237,7 +241,7 @@ def train(
     Raises `Interrupted` after SIGINT or SIGTERM, with a checkpoint of the last finished step.
     """
     device = dataset.mean.device
-    forward = torch.compile(model) if run.trainer.compile else model
+    forward = cast(nn.Module, torch.compile(model)) if run.trainer.compile else model
     state = State(model, forward, build_optimizer(run.optimizer, model), torch.zeros((), device=device))
     steps = steps_per_epoch(run, dataset)
     if checkpoint.exists():
@@ -276,7 +280,7 @@ def steps_per_epoch(run: Run, dataset: Dataset) -> int:
     return len(dataset.train) // run.trainer.batch_size
 
 
-def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick, stop: list[int]) -> bool:
+def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, stop: list[int]) -> bool:
     """Train from where `state` is to the end of its epoch. False when `stop` was filled before that.
 
     Nothing in a step waits for the device.
@@ -313,7 +317,8 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick, stop: list
         state.optimizer.step()
         state.loss_sum += loss.detach()
         state.step += 1
-        tick(state.step)
+        if tick is not None:
+            tick(state.step)
         if stop:
             break
     if device.type == "cuda":
@@ -339,7 +344,7 @@ def evaluate(run: Run, forward: nn.Module, split: Split, dataset: Dataset, name:
 def summarise(history: Sequence[Metrics]) -> dict[str, float]:
     """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
 
-    Throughput is the median of the epochs after the first, which also warms up (or of the first, if it is the only one).
+    Throughput is the median of the epochs after the first, which also warms up; of the first if it is the only one.
     """
     best = max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"])
     last = history[-1]
