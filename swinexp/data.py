@@ -43,6 +43,7 @@ class Data:
     mirror: bool
     val_fraction: float
     split_seed: int
+    cache: str
 
     def __post_init__(self) -> None:
         check(self.image_size >= 1, "data.image_size", self.image_size, "a size in pixels", "data.image_size=32")
@@ -65,7 +66,6 @@ class CIFAR10(Data):
     """torchvision's CIFAR-10 in `root`, downloaded when it is not there."""
 
     root: str
-    cache: str
 
 
 @dataclass
@@ -73,7 +73,6 @@ class ImageFolder(Data):
     """`root`/train/<class>/ and `root`/test/<class>/ with JPEG or PNG files."""
 
     root: str
-    cache: str
 
 
 DATA: dict[str, type[Data]] = {"digits": Digits, "cifar10": CIFAR10, "image_folder": ImageFolder}
@@ -199,16 +198,19 @@ def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _digits(data: Data, split: str) -> tuple[list[str], Split]:
-    from sklearn.datasets import load_digits
+    def decode() -> tuple[list[str], Split]:
+        from sklearn.datasets import load_digits  # a second of imports
 
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images)[:, None] / 16  # (N, 1, 8, 8), 0 to 1
-    size = (data.image_size, data.image_size)
-    images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    images = (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    labels = torch.from_numpy(bunch.target)
-    train, test = stratified(labels, 0.2, seed=0)  # always the same fifth
-    return [str(name) for name in bunch.target_names], Split(images, labels)[train if split == "train" else test]
+        bunch = load_digits()
+        images = torch.from_numpy(bunch.images)[:, None] / 16  # (N, 1, 8, 8), 0 to 1
+        size = (data.image_size, data.image_size)
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        images = (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        labels = torch.from_numpy(bunch.target)
+        train, test = stratified(labels, 0.2, seed=0)  # always the same fifth
+        return [str(name) for name in bunch.target_names], Split(images, labels)[train if split == "train" else test]
+
+    return cached(data.cache, ["digits", split, data.image_size], decode)
 
 
 def _cifar10(data: Data, split: str) -> tuple[list[str], Split]:

@@ -150,7 +150,8 @@ class Tracker:
         draw_curves(self.history, self.folder.path / "curves.png")
         if self.wandb is not None:
             self._try_wandb(lambda: self.wandb.summary.update(dict(figures)))
-            summary["wandb"] = {"id": self.wandb.id, "project": self.run.wandb.project} if self.wandb else None
+        if self.wandb is not None:
+            summary["wandb"] = {"id": self.wandb.id, "project": self.run.wandb.project, "where": self.where()}
         write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -182,6 +183,9 @@ class Tracker:
             mode = "online" if key_is_configured() else "offline"
         if mode == "disabled":
             return
+        if mode == "online" and not key_is_configured():  # W&B would ask for one on a terminal
+            log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
+            mode = "offline"
         kept = self.folder.path / "wandb.json"
         known = json.loads(kept.read_text())["id"] if resuming and kept.exists() else None
         if mode == "online":
@@ -195,9 +199,15 @@ class Tracker:
         write_text(kept, json.dumps({"id": self.wandb.id, "project": self.run.wandb.project}) + "\n")
         self._try_wandb(self._describe_wandb)
         if self.wandb is not None:
-            place = os.path.relpath(self.wandb.settings.sync_dir)
-            offline = f"offline in {place}; to send it: wandb sync {place}"
-            log.info("W&B: %s", offline if self.wandb.offline else self.wandb.url)
+            log.info("W&B: %s", self.where())
+
+    def where(self) -> str:
+        """Where W&B has the run: its page, or its folder and what to do with that."""
+        if not self.wandb.offline:
+            return str(self.wandb.url)
+        place = os.path.relpath(self.wandb.settings.sync_dir)
+        every_part = re.sub(r"\d{8}_\d{6}", "*", place)  # a resumed run has a folder for each of its parts
+        return f"offline; to look: wandb leet {place}; to send: wandb sync {every_part}"
 
     def _init_wandb(self, mode: str, known: str | None) -> Any:
         os.environ.setdefault(
@@ -377,3 +387,5 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     files = [name for name in ("summary.json", "metrics.jsonl", "curves.png", "run.log") if (folder / name).exists()]
     console.print(f"in {os.path.relpath(folder)}: {', '.join(files)}", soft_wrap=True, highlight=False)
+    if "wandb" in summary:
+        console.print(f"W&B: {summary['wandb']['where']}", soft_wrap=True, highlight=False)
