@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinexp.folder import write_atomically
-from swinexp.mistake import Mistake, check
+from swinexp.mistake import Mistake, check, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -351,7 +351,7 @@ def cached(folder: str, key: list[object], decode: Callable[[], tuple[list[str],
             saved = torch.load(path, mmap=True, weights_only=True)
             return saved["classes"], Split(saved["images"], saved["labels"])
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            log.warning("%s is damaged (%s): decoding again", path, str(error).splitlines()[0])
+            log.warning("%s is damaged (%s): decoding again", path, first_line(error))
     classes, split = decode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

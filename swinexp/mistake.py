@@ -41,6 +41,11 @@ def shown(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything; the error's kind where none does."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     """One line for an error that Hydra or OmegaConf raises over what the user typed, else None.
 
@@ -52,11 +57,11 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return _no_option(group, option, error.options)
     if isinstance(error, OverrideParseException):
-        reason = _first_line(error).partition(" See ")[0]
+        reason = first_line(error).partition(" See ")[0]
         instead = "KEY=VALUE, in quotes where the shell needs them"
         return f"{error.override}: cannot be read as an override ({reason}). Type {instead}"
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return _bad_group_value(arguments) or _first_line(error)
+        return _bad_group_value(arguments) or first_line(error)
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _no_key(str(cause.full_key), cause.parent_node, error, arguments)
@@ -70,10 +75,6 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _composition(error, arguments)
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
@@ -151,7 +152,7 @@ def _keys(path: Any) -> list[str]:
 
 
 def _wrong_type(error: ValidationError) -> str:
-    message = _first_line(error)
+    message = first_line(error)
     kinds = {
         "to Integer": ("a whole number is needed", "1"),
         "to Float": ("a number is needed", "0.1"),
@@ -170,7 +171,7 @@ def _wrong_type(error: ValidationError) -> str:
 
 
 def _composition(error: Exception, arguments: Sequence[str]) -> str:
-    message = _first_line(error)
+    message = first_line(error)
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
     if several:
         argument = several.group(1) or several.group(2)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from swinexp import HERE, __version__
 from swinexp.folder import Folder, write_atomically, write_text
-from swinexp.mistake import check
+from swinexp.mistake import check, first_line
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -237,7 +237,7 @@ class Tracker:
                 ),
             )
         except Exception as error:  # W&B is never the reason that training stops
-            log.warning("W&B could not start %s (%s)", mode, _first_line(error))
+            log.warning("W&B could not start %s (%s)", mode, first_line(error))
             return None
 
     def _describe_wandb(self) -> None:
@@ -251,7 +251,7 @@ class Tracker:
         try:
             action()
         except Exception as error:
-            log.warning("W&B stopped working (%s): the run goes on without it", _first_line(error))
+            log.warning("W&B stopped working (%s): the run goes on without it", first_line(error))
             self.wandb = None
 
 
@@ -332,10 +332,6 @@ def _line(metrics: Mapping[str, float]) -> str:
     return json.dumps(metrics) + "\n"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Loss and accuracy over the epochs, as a PNG; matplotlib is an extra, and without it there is no picture."""
     try:
@@ -347,7 +343,12 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     marker = "o" if len(epochs) == 1 else None
-    losses.plot(epochs, [metrics["train/loss"] for metrics in history], label="train, augmented", marker=marker)
+    losses.plot(
+        epochs,
+        [metrics["train/loss"] for metrics in history],
+        label="train (augmentation, smoothed labels)",
+        marker=marker,
+    )
     losses.plot(epochs, [metrics["val/loss"] for metrics in history], label="validation", marker=marker)
     losses.set(xlabel="epoch", ylabel="loss")
     losses.legend()

@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from swinexp.augment import augment, normalise
 from swinexp.data import Dataset, Split, load
 from swinexp.folder import write_atomically
-from swinexp.mistake import Mistake, check
+from swinexp.mistake import Mistake, check, first_line
 from swinexp.optim import build_optimizer, lr_scale
 from swinexp.swin import Swin
 
@@ -150,7 +150,7 @@ class State:
             self.optimizer.load_state_dict(saved["optimizer"])
         except Exception as error:  # a damaged file raises almost anything
             raise Mistake(
-                f"{path} cannot be read ({str(error).splitlines()[0]}). Remove it to train from the start: rm '{path}'"
+                f"{path} cannot be read ({first_line(error)}). Remove it to train from the start: rm '{path}'"
             ) from error
         self.loss_sum = saved["loss_sum"]
         self.step, self.seconds, self.history = saved["step"], saved["seconds"], saved["history"]

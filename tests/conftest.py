@@ -1,0 +1,79 @@
+"""Every test works in a folder of its own, without network, W&B account or the user's cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import swinexp.run  # registers the resolvers that conf/ uses  # noqa: F401
+from swinexp import CONF, HERE
+from swinexp.config import Run, typed
+
+# A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
+SMALL = (
+    "model.dim=16",
+    "model.heads=[1,2]",
+    "model.depths=[1,2]",
+    "data.image_size=16",
+    "augmentation.crop=1",
+    "trainer.limit_train=200",
+    "trainer.batch_size=50",
+    "trainer.epochs=3",
+    "trainer.device=cpu",
+    "schedule.warmup_epochs=1",
+)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "SWINEXP_", "HYDRA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SWINEXP_CACHE", str(cache))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    monkeypatch.chdir(tmp_path)
+
+
+def config(*overrides: str) -> DictConfig:
+    """The composed config of a command, outside Hydra's runtime."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["name=test", *overrides])
+
+
+def small_run(*overrides: str) -> Run:
+    return typed(config(*SMALL, "wandb=disabled", *overrides))
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command() -> Command:
+    """`python -m swinexp.run …` in a process of its own, as a user starts it."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "swinexp.run", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run

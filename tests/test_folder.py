@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swinexp.folder import Folder, run_name, write_atomically, write_text
+from swinexp.mistake import Mistake
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "default"),
+        (["experiment=quickstart"], "quickstart"),
+        (["model=tiny", "experiment=quickstart"], "quickstart,model=tiny"),
+        (["optimizer.lr=1e-3", "model=tiny"], "model=tiny,optimizer.lr=1e-3"),
+        (["model=nano", "wandb=disabled", "wandb.tags=[a]"], "model=nano"),
+        (["model=nano", "name=mine"], "mine"),
+        (["sweep=sizes", "seed=3"], "sizes,seed=3"),
+    ],
+)
+def test_a_name_says_what_is_overridden(overrides: list[str], name: str) -> None:
+    assert run_name(overrides) == name
+
+
+def test_names_are_good_file_names_and_never_the_same_for_different_overrides() -> None:
+    values = ["/data/a/images", "/data/b/images", "[2,2]", "'[2,2]'", "a b", "x" * 300, "x" * 301, "é", "../up", "a:b"]
+    names = [run_name([f"data.root={value}"]) for value in values]
+    assert len(set(names)) == len(values)
+    for name in names:
+        assert len(name) <= 100
+        assert not set(name) & set("/ '[]:")
+    assert run_name(["data.root=/data/a/images"]).startswith("data.root=images-")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "first")
+
+    def fail(file: object) -> None:
+        file.write(b"sec")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    with Folder(tmp_path), pytest.raises(Mistake, match="another process is running this very command. Wait"):
+        Folder(tmp_path).__enter__()
+    with Folder(tmp_path):
+        pass
+
+
+def test_a_killed_run_lets_go_of_its_folder(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from swinexp.folder import Folder
+with Folder(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with Folder(tmp_path):
+        pass
+
+
+def test_another_config_is_refused_and_named(tmp_path: Path) -> None:
+    config = {"name": "a", "seed": 0, "trainer": {"epochs": 3, "batch_size": 8}, "wandb": {"mode": "auto"}}
+    with Folder(tmp_path) as folder:
+        folder.check(config)
+        folder.begin(config, ["seed=0"])
+        folder.check({**config, "wandb": {"mode": "offline"}, "name": "b"})  # does not change the figures
+        other = {**config, "seed": 1, "trainer": {"epochs": 5, "batch_size": 8}}
+        with pytest.raises(
+            Mistake, match=r"\(seed is 0 there and 1 now, trainer.epochs is 3 there and 5 now\). Type name=ANOTHER_NAME"
+        ):
+            folder.check(other)
+
+
+def test_a_mistake_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
+    fresh = tmp_path / "outputs" / "runs" / "a"
+    fresh.mkdir(parents=True)
+    with pytest.raises(Mistake, match="no"), Folder(fresh):
+        (fresh / "run.log").write_text("…")
+        raise Mistake("no")
+    assert not (tmp_path / "outputs").exists()
+    fresh.mkdir(parents=True)
+    with pytest.raises(Mistake, match="no"), Folder(fresh) as folder:
+        folder.begin({"seed": 0}, [])
+        raise Mistake("no")
+    assert folder.began

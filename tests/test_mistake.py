@@ -1,0 +1,125 @@
+"""What a user sees who mistypes: the command's own words, exit code 2, and nothing left on the disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from swinexp import run
+from tests.conftest import SMALL, Command
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line that a command is refused with."""
+    monkeypatch.setattr(sys, "argv", ["swinexp", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run.cli()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("swinexp: ")
+    assert len(lines) == 1 or "-m" in arguments, lines
+    return lines[-1].removeprefix("swinexp: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("trainer.epohcs=3", "trainer.epohcs=3: no such key; trainer has epochs, batch_size, label_smoothing, clip_norm, device, precision, compile, limit_train. Type trainer.epochs=3"),
+        ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, small, tiny. Type model=tiny"),
+        ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart. Type experiment=quickstart"),
+        ("sweep=size", "sweep=size: no such option; there are sizes. Type sweep=sizes"),
+        ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, cache. Type data=cifar10 data.root=images"),
+        ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
+        ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
+        ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),
+        ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m optimizer.lr=range(1,3)"),
+        ("+trainer.epochs=3", "+trainer.epochs=3: the key is there already. Type trainer.epochs=3"),
+        ("trainer.epochs=many", "trainer.epochs=many: a whole number is needed. Type for example trainer.epochs=1"),
+        ("window.size=5", "window.size=5: windows must tile the grid of every stage, here 8×8, 4×4 tokens; [1, 2, 4, 8] do. Type window.size=4"),
+        ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=VALUE"),
+    ],
+)  # fmt: skip
+def test_the_whole_line(
+    argument: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert refused([argument], capsys, monkeypatch) == line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [
+        ("modle=tiny", "model=tiny"),
+        ("epochs=3", "trainer.epochs=3"),
+        ("lr=0.1", "optimizer.lr=0.1"),
+        ("trainer.lr=0.1", "optimizer.lr=0.1"),
+        ("optimzer.lr=3", "optimizer.lr=3"),
+        ("+modle=tiny", "model=tiny"),
+        ("++augmentation.flp=true", "augmentation.flip=true"),
+        ("hydra.rum.dir=x", "hydra.run.dir=x"),
+        ("trainer.epochs=[1", "KEY=VALUE, in quotes where the shell needs them"),
+    ],
+)
+def test_did_you_mean(
+    argument: str, instead: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused([argument], capsys, monkeypatch).endswith(f". Type {instead}")
+
+
+def test_what_is_wrong_only_on_the_disk_leaves_nothing_either(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = refused(["data=image_folder", "data.root=nowhere"], capsys, monkeypatch)
+    assert line.startswith("data.root=nowhere: there is no folder nowhere. Type data.root=FOLDER")
+    assert "trainer.batch_size=5000" in refused(["trainer.batch_size=5000"], capsys, monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_multirun_with_a_misspelt_option_starts_no_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert refused(["-m", "model=nano,tinny"], capsys, monkeypatch).endswith("Type model=tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistaken_job_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = refused(["-m", "window.size=3,2", *SMALL, "wandb=disabled"], capsys, monkeypatch)
+    assert line.startswith("window.size=3: windows must tile the grid")
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert [path.name for path in sweep.iterdir() if path.is_dir()] == ["1"]
+    assert (sweep / "1" / "summary.json").exists()
+
+
+def test_another_runs_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = [*SMALL, "wandb=disabled", "trainer.epochs=1", "name=mine"]
+    monkeypatch.setattr(sys, "argv", ["swinexp", *small])
+    run.cli()
+    before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    line = refused([*small, "seed=5"], capsys, monkeypatch)
+    assert "outputs/runs/mine holds a run with another config (seed is 0 there and 5 now)" in line
+    assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()} == before
+
+
+def test_hydra_full_error_shows_everything(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done = command("window.size=5")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "Mistake: window.size=5" in done.stderr
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "_run", bug)
+    monkeypatch.setattr(sys, "argv", ["swinexp"])
+    with pytest.raises(ZeroDivisionError):
+        run.cli()

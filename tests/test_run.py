@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swinexp import HERE
+from tests.conftest import SMALL, Command
+from tests.test_track import inspect
+
+ROOT = HERE.parent
+CHECK = """
+import sys
+from swinexp.run import cli
+sys.argv = ["swinexp", *{arguments!r}]
+try:
+    cli()
+except SystemExit as stop:
+    print("exit", stop.code)
+print("heavy:", sorted({{"torch", "wandb", "optuna", "sklearn", "matplotlib", "rich"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["trainer.epohcs=3"], 2), (["model=tinny"], 2), (["--cfg", "job", "experiment=cifar10"], 0)],
+)
+def test_help_and_typos_are_answered_without_heavy_imports(arguments: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK.format(arguments=arguments)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert (f"exit {code}" in done.stdout) or (arguments[0] == "--cfg" and "depths" in done.stdout)
+
+
+def test_help_lists_groups_and_examples(command: Command) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for text in ("model: base, cifar, nano, small, tiny", "sweep: sizes", "experiment=quickstart", "weight_decay"):
+        assert text in done.stdout
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path: Path, command: Command) -> None:
+    small = [*SMALL, "wandb=offline", "trainer.epochs=40"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swinexp.run", *small], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  3/40"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = errors.splitlines()
+    assert line.startswith("swinexp: stopped by SIGINT; outputs/runs/")
+    assert line.endswith("the same command goes on")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert (folder / "checkpoints" / "last.pt").exists()
+    assert not (folder / "summary.json").exists()
+
+    resumed = command(*small)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after epoch" in resumed.stdout
+    assert [json.loads(row)["epoch"] for row in (folder / "metrics.jsonl").read_text().splitlines()] == [*range(1, 41)]
+    parts = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert (
+        parts[0].name.rpartition("-")[2] == parts[1].name.rpartition("-")[2]
+    )  # one id: `wandb sync` makes one run of them
+    epochs = [row["epoch"] for part in parts for row in inspect(part)[1]]
+    assert epochs == [*range(1, 41)]
+
+    finished = command(*small)
+    assert finished.returncode == 0
+    assert "already finished" in finished.stdout
+    assert "epoch 40/40" not in finished.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_quickstart_ends_in_the_same_figures(tmp_path: Path, command: Command) -> None:
+    quickstart = ["experiment=quickstart", "trainer.device=cpu"]
+    done = command(*quickstart, "name=unbroken")
+    assert done.returncode == 0, done.stderr
+    unbroken = json.loads((tmp_path / "outputs/runs/unbroken/summary.json").read_text())
+    assert unbroken["val/accuracy"] >= 0.97
+    assert unbroken["seconds"] < 60
+
+    for epoch in (7, 23):  # killed twice, in the middle of an epoch
+        process = subprocess.Popen(
+            [sys.executable, "-m", "swinexp.run", *quickstart, "name=killed"], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"epoch {epoch:2d}/40"):
+                time.sleep(0.1)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    done = command(*quickstart, "name=killed")
+    assert done.returncode == 0, done.stderr
+    killed = json.loads((tmp_path / "outputs/runs/killed/summary.json").read_text())
+    for key in ("val/loss", "val/accuracy", "train/loss", "test/loss", "test/accuracy", "best/epoch"):
+        assert killed[key] == unbroken[key], key
+
+
+@pytest.mark.slow
+def test_a_multirun_is_four_runs_in_four_folders_and_one_group(tmp_path: Path, command: Command) -> None:
+    arguments = [
+        "-m",
+        "model=nano,tiny",
+        "optimizer=adamw,sgd",
+        "trainer.epochs=1",
+        "trainer.limit_train=128",
+        "wandb=offline",
+    ]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+    chosen = [(config["model"]["depths"], config["optimizer"]["name"]) for config in configs]
+    assert chosen == [([2, 2], "adamw"), ([2, 2], "sgd"), ([2, 4, 2], "adamw"), ([2, 4, 2], "sgd")]
+    offline = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    assert len(offline) == 4
+    ids = {json.loads((folder / "summary.json").read_text())["wandb"]["id"] for folder in folders}
+    assert ids == {path.name.rpartition("-")[2] for path in offline}
+    wandb = Path(sys.executable).parent / "wandb"
+    for path in offline:
+        records = subprocess.run(
+            [wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True
+        ).stdout
+        (run,) = [json.loads(line)["run"] for line in records.splitlines() if json.loads(line)["type"] == "run"]
+        assert run["runGroup"] == sweep.name
+    again = command(*arguments)
+    assert again.returncode == 0
+    assert again.stdout.count("already finished") == 4
+
+
+def test_a_sweep_file_is_one_command(command: Command, tmp_path: Path) -> None:
+    done = command("sweep=sizes", "model=nano", "wandb=disabled", "trainer.epochs=1", "trainer.limit_train=128")
+    assert done.returncode == 0, done.stderr
+    assert "Launching 2 jobs" in done.stdout
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert sweep.name.startswith("sizes,model=nano")
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
+
+
+def test_main_returns_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swinexp import run
+
+    returned = []
+    train = run._run
+    monkeypatch.setattr(run, "_run", lambda *arguments: returned.append(train(*arguments)) or returned[-1])
+    monkeypatch.setattr(
+        sys, "argv", ["swinexp", *SMALL, "wandb=disabled", "trainer.epochs=1", "objective=val/loss", "name=one"]
+    )
+    run.cli()
+    assert returned == [json.loads(Path("outputs/runs/one/summary.json").read_text())["val/loss"]]
+
+
+@pytest.mark.slow
+def test_a_wheel_works_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    subprocess.run(["git", "-C", str(ROOT), "checkout-index", "-a", f"--prefix={source}/"], check=True)
+    for name in ("conf", "swinexp", "sweeps", "setup.cfg", "pyproject.toml"):  # as it is, not as it was added last
+        subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    packed = {str(path.relative_to(site / "swinexp" / "conf")) for path in (site / "swinexp" / "conf").rglob("*.yaml")}
+    assert packed == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "swinexp.run", *SMALL, "wandb=disabled", "trainer.epochs=1"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "validation accuracy" in done.stdout
+    assert (elsewhere / "outputs" / "runs").is_dir()
+    assert "swinexp = swinexp.run:cli" in next(site.glob("*.dist-info/entry_points.txt")).read_text()

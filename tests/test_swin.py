@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.swin_transformer import SwinTransformer
+
+from swinexp import swin
+from swinexp.mistake import Mistake
+from swinexp.swin import Model, Patch, Swin, Window, check_fit, from_windows, shift_mask, to_windows
+from tests.conftest import config, small_run
+
+
+def reference(
+    window: int = 4, patch: int = 2, mlp_ratio: float = 2.0, shift: bool = True, drop_path: float = 0.1
+) -> Swin:
+    return Swin(Model(96, [2, 6, 4], [3, 6, 12], mlp_ratio, drop_path), Window(window, shift), Patch(patch), 32, 10)
+
+
+def test_the_command_for_the_reference_network_gives_it() -> None:
+    from swinexp.config import typed
+
+    run = typed(config("model=cifar", "window=w4", "patch=p2"))
+    model = Swin(run.model, run.window, run.patch, run.data.image_size, 10)
+    assert swin.parameters(model) == 7_048_612
+    assert swin.flops(model, 32) == 242_759_424
+    assert len(list(model.parameters())) == 170
+    assert {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()} == {
+        "patch_embed": 1_440,
+        "layers": 7_042_554,
+        "norm": 768,
+        "head": 3_850,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "parameters", "flops"),
+    [
+        ({"patch": 4}, 7_050_148, 60_766_464),
+        ({"patch": 1}, 7_047_748, 970_141_440),
+        ({"window": 2}, 7_045_012, 239_220_480),
+        ({"window": 8}, 7_056_004, 254_555_904),
+        ({"mlp_ratio": 4.0}, 10_372_132, 356_005_632),
+    ],
+)
+def test_variants_have_the_published_counts(change: dict[str, float], parameters: int, flops: int) -> None:
+    model = reference(**change)  # type: ignore[arg-type]
+    assert (swin.parameters(model), swin.flops(model, 32)) == (parameters, flops)
+
+
+def torchvision_name(name: str) -> str:
+    """Our parameter's name in torchvision's SwinTransformer."""
+    for ours, theirs in (("patch_embed.proj", "features.0.0"), ("patch_embed.norm", "features.0.2")):
+        name = name.replace(ours, theirs)
+    parts = name.split(".")
+    if parts[0] == "layers":
+        stage = int(parts[1])
+        name = ".".join(["features", str(2 * stage + (1 if parts[2] == "blocks" else 2)), *parts[3:]])
+    return name.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
+
+
+def test_equals_torchvision_in_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    theirs = SwinTransformer(
+        [2, 2], 96, [2, 6, 4], [3, 6, 12], [4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0, num_classes=10
+    ).double()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = swin.NORM_EPS
+    ours = reference(drop_path=0.0).double()
+    weights = theirs.state_dict()
+    mapped = {name: weights[torchvision_name(name)].view_as(p) for name, p in ours.named_parameters()}
+    ours.load_state_dict(mapped)
+    images, labels = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 3, 9])
+    losses = [torch.nn.functional.cross_entropy(model(images), labels) for model in (ours, theirs)]
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)
+    for loss in losses:
+        loss.backward()
+    their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        their_gradient = their_gradients[torchvision_name(name)]
+        assert p.grad is not None
+        assert their_gradient is not None
+        scale = their_gradient.abs().max().item()
+        torch.testing.assert_close(p.grad, their_gradient.view_as(p), rtol=1e-11, atol=1e-12 * max(scale, 1))
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(16, 16, 4), (8, 16, 4), (6, 9, 3), (4, 4, 4)])
+def test_windows_round_trip(height: int, width: int, window: int) -> None:
+    x = torch.randn(2, height, width, 5)
+    windows = to_windows(x, window)
+    assert windows.shape == (2, height * width // window**2, window**2, 5)
+    assert torch.equal(from_windows(windows, window, height), x)
+    assert torch.equal(windows[0, 0], x[0, :window, :window].reshape(-1, 5))
+
+
+def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:
+    height, width, window, shift = 8, 12, 4, 2
+    position = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
+    shifted = to_windows(position.roll((-shift, -shift), dims=(0, 1))[None], window)[
+        0
+    ]  # (G, T, 2): where tokens are from
+    near = (shifted[:, :, None] - shifted[:, None, :]).abs().amax(
+        -1
+    ) < window  # neighbours on the map, without wrapping
+    assert torch.equal(shift_mask(height, width, window, shift) == 0, near)
+
+
+def touched(model: Swin, block: int, row: int, column: int) -> Tensor:
+    """(H, W) bool: the tokens that a block's output at one token depends on."""
+    x = torch.randn(1, 16, 16, 96, requires_grad=True)
+    model.layers[0].blocks[block](x)[0, row, column].sum().backward()  # type: ignore[index, operator]
+    assert x.grad is not None
+    return x.grad[0].abs().sum(-1) > 0
+
+
+def test_a_block_sees_its_window_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = reference().eval()
+    window = torch.zeros(16, 16, dtype=torch.bool)
+    window[4:8, 8:12] = True
+    assert torch.equal(touched(model, 0, 5, 9), window)
+    shifted = torch.zeros(16, 16, dtype=torch.bool)
+    shifted[2:6, 6:10] = True
+    assert torch.equal(touched(model, 1, 5, 9), shifted)
+    corner = torch.zeros(16, 16, dtype=torch.bool)
+    corner[:2, :2] = True  # what the shift wrapped around is masked
+    assert torch.equal(touched(model, 1, 0, 0), corner)
+    assert torch.equal(touched(reference(shift=False).eval(), 1, 5, 9), window)
+
+
+def test_grids_that_windows_do_not_divide_are_padded() -> None:
+    model = Swin(Model(32, [2, 2], [1, 2], 2.0, 0.0), Window(4, True), Patch(2), (20, 28), 7)
+    assert model(torch.randn(2, 3, 20, 28)).shape == (2, 7)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = swin.DropPath(0.25)
+    x = torch.ones(20_000, 1, 1, 2)
+    kept = drop(x)
+    assert torch.equal(kept[..., 0], kept[..., 1])
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+    assert drop.eval()(x) is x
+
+
+def test_drop_path_grows_linearly_over_the_blocks() -> None:
+    rates = [m.rate for m in reference().modules() if isinstance(m, swin.DropPath)]
+    assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["window.size=3"], r"window\.size=3: .*4×4, 2×2 tokens; \[1, 2, 4\] do\. Type window\.size="),
+        (["patch.size=3"], r"patch\.size=3: it does not divide the image of 16×16 .* Type patch\.size=2"),
+        (
+            ["model.heads=[3,2]"],
+            r"model\.heads=\[3,2\]: 3 heads do not divide the width of stage 1, 16 .* Type model.heads=\[2,2\]",
+        ),
+        (["model.heads=[1]"], r"model\.heads=\[1\]: one number of heads for each of the 2 stages"),
+        (
+            ["model.depths=[1,1,1,1]", "model.heads=[1,1,1,1]"],
+            r"model\.depths=\[1,1,1,1\]: 4 stages halve the grid 3 times",
+        ),
+        (["model.depths=[]", "model.heads=[]"], r"model\.depths=\[\]: every stage has at least one block"),
+        (["model.drop_path=1"], r"model\.drop_path=1\.0: a rate in \[0, 1\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_told(overrides: list[str], message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        small_run(*overrides)
+
+
+def test_a_suggested_window_fits() -> None:
+    for image_size, patch, size in [(32, 2, 5), (32, 1, 3), (48, 2, 7), (16, 4, 8)]:
+        model = Model(96, [2, 2], [3, 6], 2.0, 0.0)
+        with pytest.raises(Mistake) as mistake:
+            check_fit(model, Window(size, True), Patch(patch), image_size)
+        suggested = int(str(mistake.value).rpartition("=")[2])
+        check_fit(model, Window(suggested, True), Patch(patch), image_size)

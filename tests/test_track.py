@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swinexp import track
+from swinexp.folder import Folder
+from swinexp.track import Tracker, git_revision, key_is_configured, read_history
+from tests.conftest import Command, config, small_run
+
+QUICK = ("experiment=quickstart", "trainer.epochs=2", "trainer.limit_train=300", "trainer.device=cpu")
+
+
+def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What W&B's own reader finds in an offline run: its summary, and its history."""
+    wandb = Path(sys.executable).parent / "wandb"
+    deadline = time.monotonic() + 10
+    while True:  # right after the end the file can lag by milliseconds
+        whole, records = (
+            subprocess.run(
+                [wandb, "leet", "inspect", *options, "--json", folder], capture_output=True, text=True, check=True
+            )
+            for options in (["--summary"], [])
+        )
+        summary = json.loads(whole.stdout)
+        if summary["state"] == "finished" or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    lines = [json.loads(line) for line in records.stdout.splitlines()]
+    return summary, [line["history"]["item"] for line in lines if line["type"] == "history"]
+
+
+def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -> None:
+    done = command(*QUICK, "wandb.tags=[first,second]")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    files = {file.name for file in folder.iterdir()}
+    assert files >= {
+        "config.yaml",
+        "overrides.yaml",
+        "run.log",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "curves.png",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    expected = {"val/accuracy", "val/loss", "test/accuracy", "train/images_per_second", "parameters", "flops", "epochs"}
+    assert set(summary) >= expected | {"seconds", "seed", "versions", "device", "git", "best/val/accuracy"}
+    assert summary["parameters"] == 370_102
+    assert summary["epochs"] == 2
+    metrics = read_history(folder / "metrics.jsonl")
+    assert [row["epoch"] for row in metrics] == [1, 2]
+    assert metrics[-1]["val/accuracy"] == summary["val/accuracy"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "epoch 2/2" in done.stdout
+    assert "epoch 2/2" in (folder / "run.log").read_text()
+    assert "\r" not in done.stdout  # no progress bar in a log
+    assert not done.stderr
+
+    (offline,) = (tmp_path / "outputs" / "wandb").glob("offline-run-*")
+    seen, history = inspect(offline)
+    assert seen["exit_code"] == 0
+    assert seen["project"] == "swinexp"
+    assert seen["tags"] == ["first", "second"]
+    assert seen["config"]["model"]["depths"] == [2, 2]
+    assert seen["config"]["window"]["size"] == 2
+    assert seen["config"]["environment"]["git"] == summary["git"]
+    assert [row["epoch"] for row in history] == [1, 2]
+    for key in ("train/loss", "val/loss", "val/accuracy"):
+        assert [row[key] for row in history] == [row[key] for row in metrics]
+    for key in ("val/accuracy", "val/loss", "test/accuracy", "parameters", "flops", "train/images_per_second"):
+        assert seen["summary"][key] == summary[key], key
+    assert summary["wandb"]["id"] == seen["run_id"]
+
+
+def tracker(folder: Folder, *overrides: str) -> Tracker:
+    run = small_run(*overrides)
+    return Tracker(run, folder, {"wandb": {}, "seed": 0}, ["seed=0"], {"parameters": 5}, group=None, steps=4)
+
+
+def row(**changes: float) -> dict[str, float]:
+    return {"train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "train/images_per_second": 9.0, **changes}
+
+
+def test_an_epoch_is_written_once_though_it_is_told_twice(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        with tracker(folder) as first:
+            first.epoch(1, row())
+            first.epoch(2, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.touch()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"epoch": 3, "train/lo')  # killed while it was writing
+        with tracker(folder) as second:
+            for epoch in (1, 2, 3):
+                second.epoch(epoch, row())
+    assert [metrics["epoch"] for metrics in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_without_a_checkpoint_the_history_starts_anew(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        for _ in range(2):
+            with tracker(folder) as track:
+                track.epoch(1, row())
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["log", "summary", "define_metric", "finish"])
+def test_wandb_that_breaks_is_told_once_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    import wandb
+
+    class Broken:
+        id, offline, url = "abc", True, None
+
+        def __getattr__(self, wanted: str) -> Any:
+            if wanted == name:
+                raise wandb.Error("the service went away\nand more")
+            if wanted == "settings":
+                return type("Settings", (), {"sync_dir": str(tmp_path)})
+            return type("Anything", (), {"__call__": lambda *_, **__: None, "update": lambda *_: None})()
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
+    with Folder(tmp_path) as folder, tracker(folder, "wandb=offline") as track:
+        track.epoch(1, row())
+        track.epoch(2, row())
+        figures = {**row(), "best/epoch": 1, "best/val/accuracy": 0.5, "epochs": 2, "seconds": 1.0}
+        assert track.finish(figures)["val/accuracy"] == 0.5
+    assert caplog.text.count("W&B stopped working (the service went away)") == 1
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_wandb_that_does_not_start_leaves_the_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    modes: list[str] = []
+
+    def refuse(mode: str, **_: object) -> None:
+        modes.append(mode)
+        raise wandb.errors.CommError("no way")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    with Folder(tmp_path) as folder, tracker(folder, "wandb=auto") as track:
+        track.epoch(1, row())
+    assert modes == ["online", "offline"]
+    assert "W&B could not start online (no way)" in caplog.text
+
+
+def test_online_without_a_key_never_asks_for_one(command: Command) -> None:
+    done = command(*QUICK, "wandb=online", "trainer.epochs=1", stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert "no API key is configured (type: wandb login), so the run is kept offline" in done.stdout
+    assert "W&B: offline" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_costs_seconds_and_no_run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    began = time.monotonic()
+    done = command(*QUICK, "trainer.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "W&B could not start online" in done.stdout
+    assert "W&B: offline" in done.stdout
+    assert time.monotonic() - began < 60
+
+
+def test_a_key_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not key_is_configured()
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine api.wandb.ai\n  login user\n  password " + "x" * 40 + "\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert key_is_configured()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not key_is_configured()
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert key_is_configured()
+
+
+def test_without_matplotlib_only_the_picture_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    caplog.set_level("INFO")
+    track.draw_curves([{"epoch": 1, **row()}], tmp_path / "curves.png")
+    assert "pip install 'swinexp[plots]'" in caplog.text
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_the_revision_is_this_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    revision = git_revision()
+    if revision is not None:
+        assert len(revision.removesuffix("-dirty")) == 40
+    monkeypatch.setattr(track, "HERE", tmp_path / "site-packages" / "swinexp")
+    assert git_revision() is None
+
+
+def test_the_resolved_config_has_no_secret_and_no_missing_value() -> None:
+    from omegaconf import OmegaConf
+
+    assert "???" not in json.dumps(OmegaConf.to_container(config("experiment=cifar10"), resolve=True))

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from swinexp.mistake import Mistake
+from swinexp.train import Interrupted, State, derive, evaluate, prepare, summarise, train
+from tests.conftest import small_run
+
+STEPS = 4  # of an epoch: 200 images, batches of 50
+
+
+class Record:
+    """What `watch` is told."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.epochs.append(epoch)
+        self.metrics.append(dict(metrics))
+
+
+def timeless(figures: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in figures.items() if "seconds" not in key and "per_second" not in key}
+
+
+def trained(
+    checkpoint: Path, *overrides: str, stop_at: int | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Train a small network (stopped by SIGINT after `stop_at` steps); its figures and its weights."""
+    run = small_run(*overrides)
+    model, dataset = prepare(run)
+
+    def tick(step: int) -> None:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    figures = train(run, model, dataset, checkpoint, watch=Record(), tick=tick)
+    return timeless(figures), {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+STRONG = ("augmentation=strong", "augmentation.crop=1", "model.drop_path=0.2")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("stop_at", [STEPS, STEPS + 1, 2 * STEPS - 1])
+def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, optimizer: str, stop_at: int) -> None:
+    overrides = (*STRONG, f"optimizer={optimizer}", "trainer.limit_train=210", "test=true")  # 10 images are left over
+    unbroken, weights = trained(tmp_path / "unbroken.pt", *overrides)
+    with pytest.raises(Interrupted) as interrupted:
+        trained(tmp_path / "broken.pt", *overrides, stop_at=stop_at)
+    assert interrupted.value.exit_code == 130
+    resumed, resumed_weights = trained(tmp_path / "broken.pt", *overrides)
+    assert resumed == unbroken
+    for name, weight in weights.items():
+        assert torch.equal(resumed_weights[name], weight), name
+
+
+def test_the_seed_decides_every_bit(tmp_path: Path) -> None:
+    first = trained(tmp_path / "1.pt", *STRONG)
+    torch.rand(3)  # whatever else the process drew
+    second = trained(tmp_path / "2.pt", *STRONG)
+    other = trained(tmp_path / "3.pt", *STRONG, "seed=1")
+    assert first[0] == second[0]
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[0] != other[0]
+
+
+def test_watch_hears_of_every_epoch_once_and_after_resuming_of_all(tmp_path: Path) -> None:
+    run = small_run()
+    model, dataset = prepare(run)
+    seen = Record()
+
+    def prune(epoch: int, metrics: Mapping[str, float]) -> None:
+        seen(epoch, metrics)
+        if epoch == 2:
+            raise RuntimeError("pruned")
+
+    with pytest.raises(RuntimeError, match="pruned"):
+        train(run, model, dataset, tmp_path / "last.pt", watch=prune)
+    assert seen.epochs == [1, 2]
+    again = Record()
+    train(run, *prepare(run), tmp_path / "last.pt", watch=again)
+    assert again.epochs == [1, 2, 3]
+    assert again.metrics[:2] == seen.metrics
+    assert set(seen.metrics[0]) >= {"train/loss", "train/lr", "val/loss", "val/accuracy", "train/images_per_second"}
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    first, weights = trained(tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    again, same = trained(tmp_path / "last.pt")
+    assert again == first
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    figures, _ = trained(
+        tmp_path / "last.pt", "model.dim=32", "trainer.epochs=15", "trainer.limit_train=1000", "optimizer.lr=3e-3"
+    )
+    assert figures["val/accuracy"] > 0.75
+    assert figures["epochs"] == 15
+    assert figures["best/val/accuracy"] >= figures["val/accuracy"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "version", "other network"])
+def test_a_checkpoint_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "last.pt"
+    trained(path, "trainer.epochs=1")
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "version":
+        torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
+    width = "model.dim=32" if damage == "other network" else "model.dim=16"
+    with pytest.raises(Mistake, match=r"last.pt cannot be read .* Remove it to train from the start: rm "):
+        trained(path, width)
+
+
+def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(2, 2)
+    state = State(model, model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(()), step=7)
+    state.save(tmp_path / "last.pt")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    state.step = 8
+    with pytest.raises(OSError, match="No space left"):
+        state.save(tmp_path / "last.pt")
+    state.restore(tmp_path / "last.pt")
+    assert state.step == 7
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(*STRONG)
+    model, dataset = prepare(run)
+    monkeypatch.setitem(__import__("swinexp.train").train.EVALUATION_BATCH, "cpu", 100)  # 288 images: the last has 88
+    figures = evaluate(run, model, dataset.val, dataset, "val")
+    model.eval()
+    pixels = (dataset.val.images.float() / 255 - dataset.mean[:, None, None]) / dataset.std[:, None, None]
+    with torch.no_grad():
+        logits = model(pixels)
+    loss = torch.nn.functional.cross_entropy(logits, dataset.val.labels).item()
+    assert figures["val/loss"] == pytest.approx(loss, rel=1e-5)
+    assert figures["val/accuracy"] == (logits.argmax(1) == dataset.val.labels).double().mean().item()
+
+
+@pytest.mark.slow
+def test_compiled_training_follows_the_plain_one(tmp_path: Path) -> None:
+    plain, _ = trained(tmp_path / "plain.pt", "trainer.epochs=2")
+    compiled, _ = trained(tmp_path / "compiled.pt", "trainer.epochs=2", "trainer.compile=true")
+    assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-3)
+    assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-3)
+
+
+def test_bf16_is_near_fp32(tmp_path: Path) -> None:
+    fp32, _ = trained(tmp_path / "fp32.pt", "trainer.epochs=1")
+    bf16, _ = trained(tmp_path / "bf16.pt", "trainer.epochs=1", "trainer.precision=bf16")
+    assert bf16["val/loss"] != fp32["val/loss"]
+    assert bf16["val/loss"] == pytest.approx(fp32["val/loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "trainer.batch_size=500",
+            "trainer.batch_size=500: there are only 200 training images. Type trainer.batch_size=128",
+        ),
+        ("trainer.device=tpu", "trainer.device=tpu: one of auto, cpu, cuda, cuda:N"),
+        ("trainer.device=cuda:77", r"trainer.device=cuda:77: this machine has \d+ CUDA GPUs"),
+    ],
+)
+def test_mistakes(override: str, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        prepare(small_run(override))
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path / "last.pt", "trainer.epochs=1", "schedule.warmup_epochs=4")
+    assert "the lr only reaches 25 % of its peak" in caplog.text
+
+
+def test_derived_seeds_differ_by_every_part() -> None:
+    seeds = [
+        derive(seed, purpose, step) for seed in (0, 1) for purpose in ("order", "drop path") for step in range(100)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive(0, "order", 3) == derive(0, "order", 3)
+
+
+def test_the_summary_tells_last_from_best_and_leaves_out_the_warming_epoch() -> None:
+    row = {"train/loss": 1.0, "train/seconds": 2.0, "val/seconds": 0.5, "val/loss": 1.0}
+    history = [
+        {**row, "val/accuracy": accuracy, "train/images_per_second": speed}
+        for accuracy, speed in [(0.1, 5.0), (0.9, 100.0), (0.8, 120.0), (0.7, 110.0)]
+    ]
+    figures = summarise(history)
+    assert figures["val/accuracy"] == 0.7
+    assert (figures["best/val/accuracy"], figures["best/epoch"]) == (0.9, 2)
+    assert figures["train/images_per_second"] == 110
+    assert figures["seconds"] == 10
+    assert summarise(history[:1])["train/images_per_second"] == 5
