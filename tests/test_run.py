@@ -141,7 +141,7 @@ def test_a_multirun_is_four_runs_in_four_folders_and_one_group(tmp_path: Path, c
             [wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True
         ).stdout
         (run,) = [json.loads(line)["run"] for line in records.splitlines() if json.loads(line)["type"] == "run"]
-        assert run["runGroup"] == sweep.name
+        assert run["run_group"] == sweep.name
     again = command(*arguments)
     assert again.returncode == 0
     assert again.stdout.count("already finished") == 4
