@@ -5,6 +5,7 @@ B images, H × W pixels, K classes. No loop over images, no global random state.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def augment(
     pixels = normalise(images, mean, std)
     if config.erase:
         pixels = random_erase(pixels, config.erase, generator)
-    weights = F.one_hot(labels, classes).to(pixels.dtype)
+    weights = (labels[:, None] == torch.arange(classes, device=labels.device)).to(pixels.dtype)
     if config.mix == "cutmix":
         pixels, weights = cutmix(pixels, weights, config.mix_prob, generator)
     return pixels, weights
@@ -93,7 +94,7 @@ def random_erase(images: Tensor, probability: float, generator: Generator) -> Te
     B, _, H, W = images.shape
     draw = torch.rand(5, B, generator=generator, device=images.device)
     area = H * W * (0.02 + (0.33 - 0.02) * draw[0])
-    aspect = torch.exp(torch.log(images.new_tensor(3.3)) * (2 * draw[1] - 1))
+    aspect = torch.exp(math.log(3.3) * (2 * draw[1] - 1))
     height = (area * aspect).sqrt().round().clamp(1, H)
     width = (area / aspect).sqrt().round().clamp(1, W)
     top = (draw[2] * (H - height + 1)).floor()

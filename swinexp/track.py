@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -207,7 +208,8 @@ class Tracker:
             return str(self.wandb.url)
         place = os.path.relpath(self.wandb.settings.sync_dir)
         every_part = re.sub(r"\d{8}_\d{6}", "*", place)  # a resumed run has a folder for each of its parts
-        return f"offline; to look: wandb leet {place}; to send: wandb sync {every_part}"
+        command = "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).parent / "wandb")
+        return f"offline; to look: {command} leet {place}; to send: {command} sync {every_part}"
 
     def _init_wandb(self, mode: str, known: str | None) -> Any:
         os.environ.setdefault(
