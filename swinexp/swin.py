@@ -1,8 +1,10 @@
 """The Swin Transformer (Liu et al., arXiv 2103.14030) for images of any small size.
 
-Maps stay (B, H, W, C) from the patch embedding to the head. Shapes are written with these letters:
+The tokens of a stage lie one after the other in the order of its windows, (B, P, C), so that attention within windows
+is a view of them, and every shift, partition and merge is one gather with an index that coordinates gave beforehand.
+Shapes are written with these letters:
 
-    B images   H, W rows and columns of a map   C channels
+    B images   H, W rows and columns of a map   P tokens of a map (H·W)   C channels
     G windows of an image   T tokens of a window (window²)   N heads   D channels of a head
 
 Parameters are named as in Microsoft's and timm's implementations, so that weights can be carried over.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +143,67 @@ def from_windows(x: Tensor, window: int, height: int) -> Tensor:
     return x.transpose(2, 3).reshape(B, height, columns * window, C)
 
 
+def window_order(height: int, width: int, window: int, shift: tuple[int, int] = (0, 0)) -> Tensor:
+    """(G·T,): which token of a map, counted row by row, has each place in the windows of the shifted map.
+
+    Windows that overhang the map hold H·W in the places that no token has.
+    """
+    places = torch.arange(height * width).view(height, width)
+    places = F.pad(places, (0, -width % window, 0, -height % window), value=height * width)
+    return to_windows(places.roll((-shift[0], -shift[1]), dims=(0, 1))[None, :, :, None], window).flatten()
+
+
+def stage_order(height: int, width: int, window: int) -> Tensor:
+    """(P,): the order in which a stage keeps its tokens: window by window, or row by row where windows overhang."""
+    whole = height % window == 0 and width % window == 0
+    return window_order(height, width, window) if whole else torch.arange(height * width)
+
+
+def merge_order(height: int, width: int) -> Tensor:
+    """(⌈H/2⌉·⌈W/2⌉, 4): the 2×2 tokens that become one, row by row, by columns within; H·W where the map ends."""
+    places = torch.arange(height * width).view(height, width)
+    places = F.pad(places, (0, width % 2, 0, height % 2), value=height * width)
+    corners = [places[0::2, 0::2], places[1::2, 0::2], places[0::2, 1::2], places[1::2, 1::2]]
+    return torch.stack(corners, dim=-1).flatten(0, 1)
+
+
+def inverse(index: Tensor, size: int) -> Tensor:
+    """(size,): where each of 0 … size-1 stands in `index`, which holds each once, and `size` any number of times."""
+    places = torch.empty(size + 1, dtype=torch.long)
+    places[index] = torch.arange(len(index))
+    return places[:size]
+
+
+def placed(tokens: Tensor, order: Tensor) -> Tensor:
+    """For tokens of a map, counted row by row, their places in a stage's order; overhanging places stay so."""
+    return torch.cat([inverse(order, len(order)), torch.tensor([len(order)])])[tokens]
+
+
+class _Gather(torch.autograd.Function):
+    """Every token moves to one place, so the gradient is gathered back, where autograd would scatter and add."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, back)
+        return _take(x, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        _, back = ctx.saved_tensors
+        return _take(gradients[0], back), None, None
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    if len(index) > x.shape[1]:
+        x = F.pad(x, (0, 0, 0, 1))  # the token of zeros that overhanging places are filled with
+    return x.index_select(1, index)
+
+
+def gather(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    """(B, P, C) -> (B, len(index), C): the tokens in the order of `index`, whose inverse is `back`."""
+    return _Gather.apply(x, index, back)
+
+
 def relative_position_index(window: int) -> Tensor:
     """(T, T): the row of the bias table for each pair of tokens of a window, by their offset."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
@@ -149,32 +213,32 @@ def relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+def shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
     """(G, T, T), added to the scores of a shifted map: -100 between tokens that only the shift brought together.
 
-    After the shift, the last window of each axis holds tokens of both ends of the map; tokens attend to each
-    other only when they come from the same end of both axes.
+    After the shift, the last window of each axis holds tokens of both ends of the map (padded up to whole windows);
+    tokens attend to each other only when they come from the same end of both axes.
     """
-    row_part = (torch.arange(height) >= height - shift).long()
-    column_part = (torch.arange(width) >= width - shift).long()
-    part = row_part[:, None] * 2 + column_part[None, :]  # (H, W)
-    part = to_windows(part[None, :, :, None], window)[0, :, :, 0]  # (G, T)
-    return (part[:, :, None] != part[:, None, :]).float() * -100.0
+    rows, columns = height + -height % window, width + -width % window
+    row_end = (torch.arange(rows) >= rows - shift[0]).long()
+    column_end = (torch.arange(columns) >= columns - shift[1]).long()
+    ends = to_windows((row_end[:, None] * 2 + column_end)[None, :, :, None], window)[0, :, :, 0]  # (G, T)
+    return (ends[:, :, None] != ends[:, None, :]).float() * -100.0
 
 
 class DropPath(nn.Module):
-    """Drop the branch for whole images at random while training, scaling the rest up (arXiv 1603.09382)."""
+    """Add a branch; while training, to images at random, and scaled up to keep the mean (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)"""
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """(B, P, C), (B, P, C) -> (B, P, C)"""
         if not self.training or self.rate == 0:
-            return x
-        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+            return x + branch
+        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        return torch.addcmul(x, branch, keep.to(branch.dtype))
 
 
 class WindowAttention(nn.Module):
@@ -221,67 +285,89 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Window attention and MLP, each normalised first and added to what came in."""
 
+    order: Tensor | None
+    back: Tensor | None
     mask: Tensor | None
 
     def __init__(
-        self, dim: int, heads: int, grid: tuple[int, int], window: int, shift: int, mlp_ratio: float, drop_path: float
+        self,
+        dim: int,
+        heads: int,
+        grid: tuple[int, int],
+        window: int,
+        shift: tuple[int, int],
+        mlp_ratio: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
+        self.window = window
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        height, width = (side + -side % window for side in grid)  # padded up to whole windows
-        mask = shift_mask(height, width, window, shift) if shift else None
-        self.register_buffer("mask", mask, persistent=False)
+        order = placed(window_order(*grid, window, shift), stage_order(*grid, window))
+        size = grid[0] * grid[1]
+        moves = not torch.equal(order, torch.arange(size))
+        self.register_buffer("order", order if moves else None, persistent=False)
+        self.register_buffer("back", inverse(order, size) if moves else None, persistent=False)
+        self.register_buffer("mask", shift_mask(*grid, window, shift) if any(shift) else None, persistent=False)
 
     def attention(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C): pad to whole windows, shift, attend, and back."""
-        _, H, W, _ = x.shape
-        x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
-        height = x.shape[1]
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        x = from_windows(self.attn(to_windows(x, self.window), self.mask), self.window, height)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x[:, :H, :W]
+        """(B, P, C) -> (B, P, C): into this block's windows, attend, and back."""
+        if self.order is not None and self.back is not None:
+            x = gather(x, self.order, self.back)
+        x = self.attn(x.unflatten(1, (-1, self.window**2)), self.mask).flatten(1, 2)
+        if self.order is not None and self.back is not None:
+            x = gather(x, self.back, self.order)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)"""
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        """(B, P, C) -> (B, P, C)"""
+        x = self.drop_path(x, self.attention(self.norm1(x)))
+        return self.drop_path(x, self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):
-    """Every 2×2 tokens become one of twice the channels."""
+    """Every 2×2 tokens become one of twice the channels, in the next stage's order."""
 
-    def __init__(self, dim: int) -> None:
+    index: Tensor
+    back: Tensor
+
+    def __init__(self, dim: int, here: Tensor, there: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        size = len(here)
+        places = torch.cat(
+            [inverse(here, size), torch.tensor([size])]
+        )  # of the tokens row by row, in this stage's order
+        index = places[merge_order(*grid)[there]].flatten()
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("back", inverse(index, size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, 2C)"""
-        _, H, W, _ = x.shape
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
-        return self.reduction(self.norm(x))
+        """(B, P, C) -> (B, ⌈H/2⌉·⌈W/2⌉, 2C)"""
+        B, _, C = x.shape
+        return self.reduction(self.norm(gather(x, self.index, self.back).view(B, -1, 4 * C)))
 
 
 class PatchEmbedding(nn.Module):
     """Each patch of pixels to a token, by one linear map."""
 
-    def __init__(self, patch: int, dim: int) -> None:
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, patch: int, dim: int, order: Tensor) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", inverse(order, len(order)), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) -> (B, H, W, C)"""
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        """(B, 3, height, width) -> (B, P, C), in the first stage's order"""
+        return gather(self.norm(self.proj(images).flatten(2).transpose(1, 2)), self.order, self.back)
 
 
 class Stage(nn.Module):
@@ -293,7 +379,7 @@ class Stage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H/2, W/2, 2C), or (B, H, W, C) in the last stage"""
+        """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage"""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -311,23 +397,22 @@ class Swin(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = height // patch.size, width // patch.size
-        last = sum(model.depths) - 1
-        self.patch_embed = PatchEmbedding(patch.size, model.dim)
-        stages, number, dim = [], 0, model.dim
-        for stage, (depth, heads) in enumerate(zip(model.depths, model.heads, strict=True)):
-            size = min(window.size, *grid)
-            blocks = []
-            for i in range(depth):
-                shift = size // 2 if window.shift and i % 2 == 1 and size < min(grid) else 0
-                drop_path = model.drop_path * number / max(1, last)
-                blocks.append(Block(dim, heads, grid, size, shift, model.mlp_ratio, drop_path))
-                number += 1
-            final = stage == len(model.depths) - 1
-            stages.append(Stage(blocks, None if final else PatchMerging(dim)))
-            if not final:
-                dim *= 2
-                grid = math.ceil(grid[0] / 2), math.ceil(grid[1] / 2)
+        # The map of each stage, (H, W), and its window: no larger than the map, as in the paper's code.
+        grids = [(height // patch.size, width // patch.size)]
+        for _ in model.depths[1:]:
+            grids.append((math.ceil(grids[-1][0] / 2), math.ceil(grids[-1][1] / 2)))
+        windows = [min(window.size, *grid) for grid in grids]
+        orders = [stage_order(*grid, size) for grid, size in zip(grids, windows, strict=True)]
+        rates = iter(torch.linspace(0, model.drop_path, sum(model.depths)).tolist())
+        self.patch_embed = PatchEmbedding(patch.size, model.dim, orders[0])
+        stages = []
+        for i, (depth, heads, grid, size) in enumerate(zip(model.depths, model.heads, grids, windows, strict=True)):
+            dim = model.dim * 2**i
+            half = [size // 2 if window.shift and size < side else 0 for side in grid]
+            shifts = [(half[0], half[1]) if j % 2 else (0, 0) for j in range(depth)]
+            blocks = [Block(dim, heads, grid, size, shift, model.mlp_ratio, next(rates)) for shift in shifts]
+            merging = PatchMerging(dim, orders[i], orders[i + 1], grid) if i + 1 < len(grids) else None
+            stages.append(Stage(blocks, merging))
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.head = nn.Linear(dim, classes)
@@ -338,7 +423,7 @@ class Swin(nn.Module):
         x = self.patch_embed(images)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x).mean(dim=(1, 2)))
+        return self.head(self.norm(x).mean(dim=1))
 
 
 def _initialise(module: nn.Module) -> None:

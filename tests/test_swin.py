@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,31 +62,85 @@ def torchvision_name(name: str) -> str:
     return name.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
 
 
-def test_equals_torchvision_in_value_and_gradient() -> None:
+def timm_name(name: str) -> str:
+    """Our parameter's name in timm's SwinTransformer, which merges at the beginning of a stage."""
+    parts = name.split(".")
+    if parts[:1] == ["layers"] and parts[2] == "downsample":
+        parts[1] = str(int(parts[1]) + 1)
+    return ".".join(parts).replace("head.", "head.fc.")
+
+
+@dataclass
+class Case:
+    """A network and an image size; `by` names the peers that define it: they part over clipped windows and padding."""
+
+    image: tuple[int, int] = (32, 32)
+    patch: int = 2
+    window: int = 4
+    depths: tuple[int, ...] = (2, 6, 4)
+    heads: tuple[int, ...] = (3, 6, 12)
+    mlp_ratio: float = 2.0
+    by: tuple[str, ...] = ("timm", "torchvision")
+
+    def ours(self) -> Swin:
+        model = Model(32 * self.heads[0], list(self.depths), list(self.heads), self.mlp_ratio, 0.0)
+        return Swin(model, Window(self.window, True), Patch(self.patch), self.image, 10)
+
+    def theirs(self, peer: str) -> torch.nn.Module:
+        norm = partial(torch.nn.LayerNorm, eps=swin.NORM_EPS)
+        if peer == "torchvision":
+            return SwinTransformer(
+                [self.patch] * 2, 32 * self.heads[0], list(self.depths), list(self.heads), [self.window] * 2,
+                self.mlp_ratio, stochastic_depth_prob=0.0, num_classes=10, norm_layer=norm,
+            )  # fmt: skip
+        timm = pytest.importorskip("timm.models.swin_transformer")
+        return timm.SwinTransformer(
+            img_size=self.image, patch_size=self.patch, embed_dim=32 * self.heads[0], depths=self.depths, num_heads=self.heads,
+            window_size=self.window, mlp_ratio=self.mlp_ratio, drop_path_rate=0.0, num_classes=10, norm_layer=norm,
+        )  # fmt: skip
+
+
+CASES = {
+    "reference": Case(),
+    "window 2": Case(window=2),
+    "window 8, cut to the last grid": Case(window=8, by=("timm",)),
+    "patch 1": Case(patch=1, depths=(2, 2, 2)),
+    "patch 4, odd depths": Case(patch=4, window=2, depths=(1, 3, 1), mlp_ratio=4.0),
+    "64 pixels": Case(image=(64, 64), depths=(2, 2, 2)),
+    "224 pixels, Swin-T": Case((224, 224), 4, 7, (2, 2, 6, 2), (3, 6, 12, 24), 4.0),
+    "not square": Case(image=(32, 64), depths=(2, 2, 2)),
+    "windows overhang, odd grids": Case(image=(40, 56), depths=(2, 2, 2), by=("torchvision",)),
+    "windows overhang and maps are odd": Case(image=(36, 52), depths=(2, 2, 2), heads=(2, 4, 8), by=("torchvision",)),
+}
+
+
+@pytest.mark.parametrize(("name", "peer"), [(name, peer) for name, case in CASES.items() for peer in case.by])
+def test_equals_its_peers_in_value_and_gradient(name: str, peer: str) -> None:
+    """Logits, loss and every gradient, in float64, to 1e-12 of the largest value."""
     torch.manual_seed(0)
-    theirs = SwinTransformer(
-        [2, 2], 96, [2, 6, 4], [3, 6, 12], [4, 4], mlp_ratio=2.0, stochastic_depth_prob=0.0, num_classes=10
-    ).double()
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.eps = swin.NORM_EPS
-    ours = reference(drop_path=0.0).double()
-    weights = theirs.state_dict()
-    mapped = {name: weights[torchvision_name(name)].view_as(p) for name, p in ours.named_parameters()}
-    ours.load_state_dict(mapped)
-    images, labels = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 3, 9])
-    losses = [torch.nn.functional.cross_entropy(model(images), labels) for model in (ours, theirs)]
-    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)
+    case = CASES[name]
+    ours, theirs = case.ours().double(), case.theirs(peer).double()
+    rename = timm_name if peer == "timm" else torchvision_name
+    for p in theirs.parameters():  # biases and norms too: at 0 and 1 they would hide a mistake
+        torch.nn.init.normal_(p, std=0.05)
+    weights = dict(theirs.named_parameters())
+    assert {rename(key) for key, _ in ours.named_parameters()} == set(weights)
+    with torch.no_grad():
+        for key, p in ours.named_parameters():
+            p.copy_(weights[rename(key)].view_as(p))
+    images = torch.randn(2, 3, *case.image, dtype=torch.float64)
+    logits = [model(images) for model in (ours, theirs)]
+    losses = [torch.nn.functional.cross_entropy(each, torch.tensor([3, 9])) for each in logits]
     for loss in losses:
         loss.backward()
-    their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, p in ours.named_parameters():
-        their_gradient = their_gradients[torchvision_name(name)]
-        assert p.grad is not None
-        assert their_gradient is not None
-        scale = their_gradient.abs().max().item()
-        torch.testing.assert_close(p.grad, their_gradient.view_as(p), rtol=1e-11, atol=1e-12 * max(scale, 1))
+    compared = {"logits": logits, "loss": losses} | {
+        key: [p.grad, weights[rename(key)].grad.view_as(p)]  # type: ignore[union-attr, list-item]
+        for key, p in ours.named_parameters()
+    }
+    largest = max(weights[rename(key)].grad.abs().max().item() for key, _ in ours.named_parameters())  # type: ignore[union-attr]
+    for key, (mine, expected) in compared.items():
+        scale = expected.abs().max().item() if key in ("logits", "loss") else largest
+        assert (mine - expected).abs().max().item() <= 1e-12 * scale, key
 
 
 @pytest.mark.parametrize(("height", "width", "window"), [(16, 16, 4), (8, 16, 4), (6, 9, 3), (4, 4, 4)])
@@ -96,9 +153,9 @@ def test_windows_round_trip(height: int, width: int, window: int) -> None:
 
 
 def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:
-    height, width, window, shift = 8, 12, 4, 2
+    height, width, window, shift = 8, 12, 4, (2, 1)
     position = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
-    shifted = to_windows(position.roll((-shift, -shift), dims=(0, 1))[None], window)[
+    shifted = to_windows(position.roll((-shift[0], -shift[1]), dims=(0, 1))[None], window)[
         0
     ]  # (G, T, 2): where tokens are from
     near = (shifted[:, :, None] - shifted[:, None, :]).abs().amax(
@@ -109,10 +166,12 @@ def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:
 
 def touched(model: Swin, block: int, row: int, column: int) -> Tensor:
     """(H, W) bool: the tokens that a block's output at one token depends on."""
-    x = torch.randn(1, 16, 16, 96, requires_grad=True)
-    model.layers[0].blocks[block](x)[0, row, column].sum().backward()  # type: ignore[index, operator]
+    order = swin.stage_order(16, 16, 4)  # which token, row by row, each place has
+    places = swin.inverse(order, 256)
+    x = torch.randn(1, 256, 96, requires_grad=True)
+    model.layers[0].blocks[block](x)[0, places[16 * row + column]].sum().backward()  # type: ignore[index, operator]
     assert x.grad is not None
-    return x.grad[0].abs().sum(-1) > 0
+    return (x.grad[0].abs().sum(-1) > 0)[places].view(16, 16)
 
 
 def test_a_block_sees_its_window_and_nothing_else() -> None:
@@ -138,12 +197,12 @@ def test_grids_that_windows_do_not_divide_are_padded() -> None:
 def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop = swin.DropPath(0.25)
-    x = torch.ones(20_000, 1, 1, 2)
-    kept = drop(x)
+    x, branch = torch.full((20_000, 1, 2), 5.0), torch.ones(20_000, 1, 2)
+    kept = drop(x, branch) - x
     assert torch.equal(kept[..., 0], kept[..., 1])
     assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
-    assert drop.eval()(x) is x
+    assert torch.equal(drop.eval()(x, branch), x + branch)
 
 
 def test_drop_path_grows_linearly_over_the_blocks() -> None:
