@@ -338,13 +338,9 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        size = len(here)
-        places = torch.cat(
-            [inverse(here, size), torch.tensor([size])]
-        )  # of the tokens row by row, in this stage's order
-        index = places[merge_order(*grid)[there]].flatten()
+        index = placed(merge_order(*grid)[there].flatten(), here)
         self.register_buffer("index", index, persistent=False)
-        self.register_buffer("back", inverse(index, size), persistent=False)
+        self.register_buffer("back", inverse(index, len(here)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, ⌈H/2⌉·⌈W/2⌉, 2C)"""
