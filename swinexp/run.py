@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -57,7 +60,7 @@ def main(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float:
     with Folder(path) as folder:
         from swinexp.config import typed
-        from swinexp.swin import flops, parameters
+        from swinexp.describe import count
         from swinexp.track import Tracker, print_summary
         from swinexp.train import prepare, steps_per_epoch, train
 
@@ -69,7 +72,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
             log.info("already finished; to train anew: name=ANOTHER_NAME, or rm -r '%s'", os.path.relpath(path))
         else:
             model, dataset = prepare(run)
-            facts = {"parameters": parameters(model), "flops": flops(model, run.data.image_size)}
+            facts = asdict(count(model, run.data.image_size)[""])
             steps = steps_per_epoch(run, dataset)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
                 figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
@@ -78,7 +81,14 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         return summary[run.objective]
 
 
-def _refuse(line: str) -> None:
+def compose(overrides: list[str]) -> DictConfig:
+    """The config that a command composes, for commands that keep no folder."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        named = any(override.startswith("name=") for override in overrides)
+        return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])
+
+
+def _refuse(line: str) -> NoReturn:
     print(f"swinexp: {line}", file=sys.stderr)
     sys.exit(2)
 
@@ -94,22 +104,32 @@ def _forget_refused_sweeps() -> None:
 _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def cli() -> None:
-    """`main` for the command line: a mistake is one line and exit code 2; SIGINT ends with 130, SIGTERM with 143."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
+@contextmanager
+def reported(arguments: list[str]) -> Iterator[None]:
+    """A mistake becomes one line and exit code 2; SIGINT ends with 130, SIGTERM with 143."""
     try:
-        main()
+        yield
     except KeyboardInterrupt as interrupt:
         checkpoint = getattr(interrupt, "checkpoint", None)
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
         print(f"swinexp: {str(interrupt) or 'interrupted'}{where}", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except Exception as error:
-        _forget_refused_sweeps()
-        line = None if _full_error else explain(error, sys.argv[1:])
+        line = None if _full_error else explain(error, arguments)
         if line is None:
             raise
         _refuse(line)
+
+
+def cli() -> None:
+    """`main` for the command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
+    with reported(sys.argv[1:]):
+        try:
+            main()
+        except Exception:
+            _forget_refused_sweeps()
+            raise
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Parameters are named as in Microsoft's and timm's implementations, so that weigh
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -429,24 +428,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, WindowAttention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
-
-
-def parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def flops(model: nn.Module, image_size: int) -> int:
-    """Operations for one image, counted as fvcore does: one for a multiply-add, five for a normalised value.
-
-    Counted by torch on a copy without memory of its own, not by a formula for the network.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def layer_norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
-        return 2 * 5 * math.prod(shape)  # torch counts a multiply-add as two
-
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.native_layer_norm: layer_norm})
-    with counter, torch.no_grad():
-        copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.get_total_flops() // 2

@@ -46,6 +46,7 @@ OBJECTIVES = (
     "train/images_per_second",
     "parameters",
     "flops",
+    "activations",
 )
 TEST_OBJECTIVES = ("test/accuracy", "test/loss")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -216,6 +217,12 @@ def deterministic(device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
 
 
+def build_model(run: Run, classes: int) -> Swin:
+    """The network of a run, with the initial weights that its seed decides."""
+    torch.manual_seed(derive(run.seed, "weights"))
+    return Swin(run.model, run.window, run.patch, run.data.image_size, classes)
+
+
 def prepare(run: Run) -> tuple[Swin, Dataset]:
     """The network and the data of a run, on its device.
 
@@ -232,9 +239,7 @@ def prepare(run: Run) -> tuple[Swin, Dataset]:
         f"there are only {images} training images",
         f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
     )
-    torch.manual_seed(derive(run.seed, "weights"))
-    model = Swin(run.model, run.window, run.patch, run.data.image_size, len(dataset.classes))
-    return model.to(device), dataset.to(device)
+    return build_model(run, len(dataset.classes)).to(device), dataset.to(device)
 
 
 def train(

@@ -1,0 +1,168 @@
+"""What a network costs: parameters, FLOPs and activations by module, and images/s on this device.
+
+    python -m swinexp.describe model=cifar window=w4 patch=p2
+
+takes the same overrides as swinexp.run and trains nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from swinexp.run import compose, reported
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from swinexp.config import Run
+
+
+CLASSES = 10  # of the network that is described
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one module. FLOPs and activations are for one image, counted as fvcore does.
+
+    A multiply-add is one FLOP, a normalised value five. Activations are the values that convolutions, linear maps
+    and matrix products put out.
+    """
+
+    parameters: int
+    flops: int
+    activations: int
+
+
+def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
+    """{module name: its cost}; the whole network's name is the empty string.
+
+    torch counts, on a copy of the network that has shapes and no memory; nothing here knows the network.
+    """
+    import torch
+    from torch import nn
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+
+    def layer_norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
+        return 2 * 5 * math.prod(shape)  # torch counts a multiply-add as two
+
+    def outputs(*_: object, out_shape: tuple[int, ...], **__: object) -> int:
+        return math.prod(out_shape)
+
+    products = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution)
+    twin = copy.deepcopy(model).to("meta").eval()
+
+    def counted(mapping: dict[Any, Callable[..., int]]) -> Callable[[str], int]:
+        counter = FlopCounterMode(display=False, custom_mapping=mapping)
+        with counter, torch.no_grad():
+            twin(torch.empty(1, 3, image_size, image_size, device="meta"))
+        root = type(twin).__name__  # where torch's names of modules begin
+        found = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+
+        def total(name: str) -> int:
+            full = f"{root}.{name}" if name else root
+            if full in found or not isinstance(twin.get_submodule(name), nn.ModuleList):
+                return found.get(full, 0)
+            # a list of modules is never called itself
+            return sum(total(f"{name}.{child}") for child, _ in twin.get_submodule(name).named_children())
+
+        return total
+
+    flops, activations = counted({aten.native_layer_norm: layer_norm}), counted(dict.fromkeys(products, outputs))
+    return {
+        name: Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), flops(name) // 2, activations(name))
+        for name, module in twin.named_modules()
+    }
+
+
+def throughput(run: Run, model: nn.Module, device: torch.device, seconds: float = 4.0) -> dict[str, float]:
+    """Images/s of the training path and of evaluation, on random images; without the first call, which warms up."""
+    import torch
+
+    from swinexp.data import Dataset, Split
+    from swinexp.optim import build_optimizer
+    from swinexp.train import State, evaluate, train_epoch
+
+    size, batch = run.data.image_size, run.trainer.batch_size
+    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+    split = Split(images, torch.randint(CLASSES, (batch,)))
+    half = torch.full((3,), 0.5)
+    dataset = Dataset([str(i) for i in range(CLASSES)], split, split, None, half, half).to(device)
+    forward: Any = torch.compile(model) if run.trainer.compile else model
+    state = State(model, forward, build_optimizer(run.optimizer, model), torch.zeros((), device=device))
+
+    def rate(step: Callable[[], object]) -> float:
+        step()
+        calls, began = 0, time.perf_counter()
+        while calls < 2 or time.perf_counter() - began < seconds:
+            step()  # waits for the device at its end
+            calls += 1
+        return batch * calls / (time.perf_counter() - began)
+
+    return {
+        "training": rate(lambda: train_epoch(run, state, dataset, None, [])),
+        "inference": rate(lambda: evaluate(run, forward, dataset.val, dataset, "val")),
+    }
+
+
+def describe(run: Run) -> None:
+    """Print the table of a run's network."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from swinexp.track import processor
+    from swinexp.train import build_model, deterministic, pick_device
+
+    device = pick_device(run.trainer)
+    deterministic(device)
+    model = build_model(run, CLASSES)
+    costs = count(model, run.data.image_size)
+    table = Table()
+    table.add_column("module")
+    for title in ("parameters", "FLOPs", "activations"):
+        table.add_column(title, justify="right")
+
+    for name, cost in costs.items():  # the network's parts, its stages, and their blocks and merging
+        if re.fullmatch(r"\w+|layers\.\d+|layers\.\d+\.(blocks\.\d+|downsample)", name):
+            indent = "  " * min(name.count("."), 2)
+            table.add_row(indent + name, f"{cost.parameters:,}", f"{cost.flops:,}", f"{cost.activations:,}")
+    table.add_section()
+    whole = costs[""]
+    table.add_row("all", f"{whole.parameters:,}", f"{whole.flops:,}", f"{whole.activations:,}", style="bold")
+    console = Console()
+    size = run.data.image_size
+    console.print(
+        f"one image of {size}×{size} pixels, {CLASSES} classes; one FLOP is one multiply-add", highlight=False
+    )
+    console.print(table)
+
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    rates = throughput(run, model.to(device), device)
+    line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    console.print(f"images/s at batch {run.trainer.batch_size} on {chip}: {line}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        return
+    with reported(overrides):
+        from swinexp.config import typed
+
+        describe(typed(compose(overrides)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from swinexp import describe
+from swinexp.config import typed
+from swinexp.describe import Cost, count
+from swinexp.train import build_model
+from tests.conftest import SMALL, config, small_run
+
+REFERENCE = ("model=cifar", "window=w4", "patch=p2")
+
+
+def test_the_reference_network_costs_what_is_published() -> None:
+    run = typed(config(*REFERENCE))
+    model = build_model(run, classes=10)
+    costs = count(model, run.data.image_size)
+    assert costs[""] == Cost(7_048_612, 242_759_424, 1_296_394)
+    assert len(list(model.parameters())) == 170
+    parts = {name: (costs[name].parameters, costs[name].flops) for name in ("patch_embed", "layers", "norm", "head")}
+    assert parts == {
+        "patch_embed": (1_440, 417_792),
+        "layers": (7_042_554, 242_307_072),
+        "norm": (768, 30_720),
+        "head": (3_850, 3_840),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "parameters", "flops"),
+    [
+        ("patch=p4", 7_050_148, 60_766_464),
+        ("patch=p1", 7_047_748, 970_141_440),
+        ("window=w2", 7_045_012, 239_220_480),
+        ("window=w8", 7_056_004, 254_555_904),
+        ("model.mlp_ratio=4", 10_372_132, 356_005_632),
+    ],
+)
+def test_variants_cost_what_is_published(override: str, parameters: int, flops: int) -> None:
+    run = typed(config(*REFERENCE, override))
+    cost = count(build_model(run, classes=10), 32)[""]
+    assert (cost.parameters, cost.flops) == (parameters, flops)
+
+
+def test_the_parts_add_up() -> None:
+    costs = count(build_model(small_run(), classes=10), 16)
+    for parent in ("", "layers", "layers.0", "layers.0.blocks.0"):
+        children = [name for name in costs if name and name.rpartition(".")[0] == parent]
+        for figure in ("parameters", "flops", "activations"):
+            assert sum(getattr(costs[name], figure) for name in children) == getattr(costs[parent], figure), parent
+
+
+def test_the_command_prints_table_and_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describe.throughput, "__defaults__", (0.05,))
+    describe.main(list(SMALL))
+    out = capsys.readouterr().out
+    whole = count(build_model(small_run(), classes=10), 16)[""]
+    assert f"{whole.parameters:,}" in out
+    assert f"{whole.flops:,}" in out
+    assert "layers.1.blocks.1" in out
+    speeds = re.search(r"images/s at batch 50 on .*: training ([\d,]+), inference ([\d,]+)", out)
+    assert speeds
+    assert all(int(speed.replace(",", "")) > 10 for speed in speeds.groups())
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, instead in ((["model=tinny"], "model=tiny"), (["window.size=5"], "window.size=4")):
+        with pytest.raises(SystemExit) as stop:
+            describe.main(arguments)
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"Type {instead}")
