@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
-from swinexp.mistake import Mistake, check, explain, shown
+from swinexp.mistake import Mistake, check, explain, leaves, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from swinexp.swin import Model, Patch, Window, check_fit
 from swinexp.track import Wandb
@@ -39,7 +39,7 @@ class Run:
     wandb: Wandb
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", self.seed, "a whole number from 0", "seed=0")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³-1", "seed=0")
         allowed = OBJECTIVES + TEST_OBJECTIVES
         check(
             self.objective in allowed,
@@ -68,7 +68,7 @@ def typed(cfg: DictConfig) -> Run:
             schema[group] = OmegaConf.structured(kinds[name])
         run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
     except OmegaConfBaseException as error:
-        value = OmegaConf.select(cfg, error.full_key, throw_on_missing=False) if error.full_key else None
+        value = leaves(OmegaConf.to_container(cfg, resolve=False)).get(str(error.full_key))
         raise Mistake(explain(error, [f"{error.full_key}={shown(value)}"])) from error
     assert isinstance(run, Run)
     return run

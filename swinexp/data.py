@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinexp.folder import write_atomically
+from swinexp.folder import TEMPORARY, write_atomically
 from swinexp.mistake import Mistake, check, first_line
 
 if TYPE_CHECKING:
@@ -54,6 +56,14 @@ class Data:
             "a share of the training images, between 0 and 1",
             "data.val_fraction=0.1",
         )
+        check(
+            0 <= self.split_seed < 2**63,
+            "data.split_seed",
+            self.split_seed,
+            "a whole number from 0 to 2⁶³-1",
+            "data.split_seed=0",
+        )
+        check(bool(self.cache), "data.cache", self.cache, "a folder is needed", "data.cache=~/.cache/swinexp")
 
 
 @dataclass
@@ -131,14 +141,16 @@ def load(data: Data, test: bool, limit_train: int | None = None) -> Dataset:
     read = {"digits": _digits, "cifar10": _cifar10, "image_folder": _image_folder}[data.name]
     classes, whole = read(data, "train")
     train_index, val_index = stratified(whole.labels, data.val_fraction, data.split_seed)
-    check(
-        len(val_index) >= len(classes) and len(train_index) >= len(classes),
-        "data.val_fraction",
-        data.val_fraction,
-        f"it cuts {len(whole)} training images into {len(train_index)} and {len(val_index)} for validation, "
-        f"too few for {len(classes)} classes",
-        f"data.val_fraction={min(0.5, 2 * len(classes) / len(whole)):.2g}",
-    )
+    for label, name in enumerate(classes):
+        trained, judged = (int((whole.labels[index] == label).sum()) for index in (train_index, val_index))
+        fits = 0.5 if trained == 0 else math.ceil(1000 / (trained + judged)) / 1000
+        check(
+            trained > 0 and judged > 0,
+            "data.val_fraction",
+            data.val_fraction,
+            f"of {trained + judged} images of class '{name}' it leaves {trained} for training, {judged} for validation",
+            f"data.val_fraction={fits:g}" if trained + judged > 1 else f"nothing, and add images of '{name}'",
+        )
     if limit_train is not None:
         check(
             len(classes) <= limit_train <= len(train_index),
@@ -270,32 +282,47 @@ def _image_folder(data: Data, split: str) -> tuple[list[str], Split]:
         missing = folder if folder.parent.is_dir() else folder.parent
         raise Mistake(f"data.root={data.root}: there is no folder {missing}. {layout}")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise Mistake(f"data.root={data.root}: {folder} has no folder for a class in it. {layout}")
+    if len(classes) < 2:
+        raise Mistake(f"data.root={data.root}: {folder} has {len(classes)} folders of classes, 2 are needed. {layout}")
     files, labels, stamps = [], [], []
     for label, name in enumerate(classes):
-        entries = sorted(os.scandir(folder / name), key=lambda entry: entry.name)
-        entries = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
-        if not entries:
+        paths = _images_below(folder / name)
+        if not paths:
             raise Mistake(
                 f"data.root={data.root}: class '{name}' is empty, {folder / name} has no .jpg or .png file. "
                 "Put images there, or remove the folder"
             )
-        for entry in entries:
-            stat = entry.stat()
-            files.append(folder / name / entry.name)
+        for path in paths:
+            try:
+                stat = os.stat(path)
+            except OSError as error:
+                raise Mistake(f"data.root={data.root}: {path} cannot be read ({error.strerror}). Remove it") from error
+            files.append(path)
             labels.append(label)
-            stamps.append((name, entry.name, stat.st_size, stat.st_mtime_ns))
+            stamps.append((name, path, stat.st_size, stat.st_mtime_ns))
 
     def decode() -> tuple[list[str], Split]:
         log.info("decoding %s images of %s (once; kept in %s)", f"{len(files):,}", folder, data.cache)
-        images = _read_images(files, data.image_size)
+        images = _read_images(files, data.root, data.image_size)
         return classes, Split(images, torch.tensor(labels))
 
     return cached(data.cache, ["image_folder", split, data.image_size, str(folder.resolve()), stamps], decode)
 
 
-def _read_images(files: Sequence[Path], size: int) -> Tensor:
+def _images_below(folder: Path) -> list[str]:
+    """The image files of a folder and of those within it, sorted; hidden ones are left out."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(place, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _read_images(files: Sequence[str], root: str, size: int) -> Tensor:
     """(N, 3, size, size) uint8, decoded on all cores. Raises `Mistake` naming the first file that is no image."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -311,7 +338,7 @@ def _read_images(files: Sequence[Path], size: int) -> Tensor:
                 images[i] = _square(image, size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Mistake(
-                f"data.root: {files[i]} is not a readable image ({error}). Replace or remove the file"
+                f"data.root={root}: {files[i]} is not a readable image ({error}). Replace or remove the file"
             ) from error
 
     console = Console()
@@ -320,7 +347,7 @@ def _read_images(files: Sequence[Path], size: int) -> Tensor:
         try:
             for _ in track(done, "decoding", total=len(files), console=console, disable=not console.is_terminal):
                 pass
-        except Mistake:
+        except BaseException:  # ctrl-C too
             pool.shutdown(cancel_futures=True)
             raise
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -353,6 +380,10 @@ def cached(folder: str, key: list[object], decode: Callable[[], tuple[list[str],
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             log.warning("%s is damaged (%s): decoding again", path, first_line(error))
     classes, split = decode()
+    for leftover in path.parent.glob(f".*{TEMPORARY}"):  # of a process that was killed while it wrote
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: torch.save({"classes": classes, **vars(split)}, file))

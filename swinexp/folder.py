@@ -15,13 +15,14 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from swinexp.mistake import Mistake, leaves
+from swinexp.mistake import Mistake, check, leaves
 
 # Groups whose option is the name of a whole run or sweep: the name stands for itself.
 NAMED = ("sweep", "experiment")
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
-INCIDENTAL = ("name", "wandb")
+INCIDENTAL = ("name", "wandb", "data.cache")
 LONGEST = 100
+TEMPORARY = ".part"  # how files end that are not yet whole
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -34,7 +35,7 @@ def run_name(overrides: Sequence[str]) -> str:
     explicit = [value for key, value in pairs if key == "name"]
     if explicit:
         return explicit[-1]
-    telling = [(key, value) for key, value in pairs if key.partition(".")[0].partition("@")[0] not in INCIDENTAL]
+    telling = [(key, value) for key, value in pairs if not incidental(key)]
     telling.sort(key=lambda pair: (NAMED.index(pair[0]) if pair[0] in NAMED else len(NAMED), pair))
     whole = ",".join(value if key in NAMED else f"{key}={value}" for key, value in telling)
     short = re.sub(r"=[^=,]*/", "=", whole)  # of a path, the last part
@@ -44,9 +45,21 @@ def run_name(overrides: Sequence[str]) -> str:
     return name or "default"
 
 
+def incidental(key: str) -> bool:
+    """Whether a key, or the group that it is in, leaves a run's figures as they are."""
+    return any(key == each or key.startswith(f"{each}.") for each in INCIDENTAL)
+
+
+def folder_name(name: object) -> str:
+    """`name`, which must be good for one folder. Raises `Mistake`."""
+    good = isinstance(name, str) and re.fullmatch(r"[^\W_.-][^/\\\0]{0,119}", name) is not None
+    check(good, "name", name, "1 to 120 characters without a slash, the first a letter or digit", "name=ANOTHER_NAME")
+    return str(name)
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Give `write` a file that takes the name `path` only when all of it is on the disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -69,7 +82,7 @@ def write_text(path: Path, text: str) -> None:
 class Folder:
     """A run's folder, held by this process alone while the `with` block lasts.
 
-    A `Mistake` before the run began leaves nothing behind.
+    What ends before the run began leaves nothing behind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,6 +90,7 @@ class Folder:
         self.checkpoint = path / "checkpoints" / "last.pt"
 
     def __enter__(self) -> Folder:
+        self.path.mkdir(parents=True, exist_ok=True)  # where a refused twin has just removed it
         self._handle = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it even after kill -9
@@ -86,12 +100,15 @@ class Folder:
                 f"{self.path} is where another process is running this very command. "
                 "Wait for it, or type name=ANOTHER_NAME"
             ) from None
+        for place in (self.path, self.checkpoint.parent):
+            for leftover in place.glob(f".*{TEMPORARY}"):  # of a process that was killed while it wrote
+                leftover.unlink()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Mistake) and not self.began:
+        if error is not None and not self.began:
             (self.path / "run.log").unlink(missing_ok=True)
             remove_empty(self.path)
         os.close(self._handle)
@@ -113,17 +130,15 @@ class Folder:
             return
         there = leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
         here = leaves(config)
-        keys = [
-            key
-            for key in sorted({*there, *here})
-            if key.partition(".")[0] not in INCIDENTAL and there.get(key) != here.get(key)
-        ]
+        keys = [key for key in sorted({*there, *here}) if not incidental(key) and there.get(key) != here.get(key)]
+        if here.get("data.name") == "cifar10" and "data.root" in keys:  # the same images wherever they lie
+            keys.remove("data.root")
         if keys:
             differences = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} now" for key in keys[:3])
             more = f", and {len(keys) - 3} more keys" if len(keys) > 3 else ""
             raise Mistake(
                 f"{self.path} holds a run with another config ({differences}{more}). "
-                f"Type name=ANOTHER_NAME, or remove the folder: rm -r '{self.path}'"
+                "Type name=ANOTHER_NAME, or remove that folder"
             )
 
     def begin(self, config: dict[str, Any], overrides: Sequence[str]) -> None:

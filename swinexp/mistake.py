@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -41,6 +43,12 @@ def shown(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """All of an error's message on one line, cut where it is very long; the error's kind where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says anything; the error's kind where none does."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -51,22 +59,32 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
 
     `arguments` is the command line, where the value that was typed is looked up.
     """
-    if isinstance(error, Mistake):
-        return str(error)
+    origin: BaseException | None = error
+    while origin is not None:  # a resolver's mistake comes wrapped
+        if isinstance(origin, Mistake):
+            return str(origin)
+        origin = origin.__cause__
+    if isinstance(error, OSError) and not isinstance(error, MissingConfigException):
+        return _no_folder(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return _no_option(group, option, error.options)
     if isinstance(error, OverrideParseException):
         reason = first_line(error).partition(" See ")[0]
-        instead = "KEY=VALUE, in quotes where the shell needs them"
+        instead = "KEY=VALUE, or \"KEY='VALUE'\" where the value has spaces, commas or brackets of its own"
         return f"{error.override}: cannot be read as an override ({reason}). Type {instead}"
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return _bad_group_value(arguments) or first_line(error)
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _no_key(str(cause.full_key), cause.parent_node, error, arguments)
+    if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
+        key = str(cause.full_key)
+        return f"{'='.join(_typed(key, arguments))}: {first_line(cause)}. Type {key}=VALUE"
     if isinstance(cause, MissingMandatoryValue):
         key = str(cause.full_key)
+        if f"~{key}" in arguments:
+            return f"~{key}: a group cannot be removed. Type {key}={_options(key)[0]}, or leave it out"
         options = _options(key)
         there = f"; there are {', '.join(options)}" if options else ""
         return f"{key}=???: it has no default and must be given{there}. Type {key}={options[0] if options else 'VALUE'}"
@@ -75,6 +93,13 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _composition(error, arguments)
     return None
+
+
+def _no_folder(error: OSError) -> str | None:
+    """For an `outputs` that cannot be made or written."""
+    if error.filename is None or "outputs" not in str(error.filename).split("/"):
+        return None
+    return f"{error.filename}: cannot be written ({error.strerror}). Run from another directory, or make room there"
 
 
 def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
@@ -132,13 +157,15 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     sibling = _closest(last, siblings) if isinstance(home, dict) else None
     similar = _closest(key, others)
     having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]
+    if home == {}:  # a value, which OmegaConf has already made room in
+        return f"{key}={value}: no such key; {path} is a value. Type {path}={value}"
     if having:  # another option of the same group knows the key
         instead = f"Type {path}={having[0]} {key}={value}"
     elif namesakes:
         instead = f"Type {namesakes[0]}={value}"
     elif sibling:
         instead = f"Type {path}.{sibling}={value}" if path else f"Type {sibling}={value}"
-    elif similar:
+    elif similar and not key.startswith("hydra."):
         instead = f"Type {similar}={value}"
     else:
         instead = f"Remove {key}"
@@ -157,7 +184,9 @@ def _wrong_type(error: ValidationError) -> str:
         "to Integer": ("a whole number is needed", "1"),
         "to Float": ("a number is needed", "0.1"),
         "valid bool": ("true or false is needed", "true"),
-        "ListConfig, list": ("a list is needed", "[1,2]"),
+        "ListConfig, list": ("a list is needed", f"[{shown(error.value)}]"),
+        "is not Optional": ("null is not allowed", "VALUE"),
+        "NoneType": ("null is not allowed", "1"),
         "to string": ("a word is needed", "WORD"),
         "type 'int'": ("a whole number is needed", "1"),
         "type 'float'": ("a number is needed", "0.1"),
@@ -176,8 +205,13 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     if several:
         argument = several.group(1) or several.group(2)
         return f"{argument}: several values are a multirun. Type -m {argument}"
+    twice = re.search(r"Multiple values for (\w+)|force-add of config groups", message)
+    for argument in arguments if twice else ():
+        group, _, option = argument.lstrip("+").partition("=")
+        if argument.startswith("+") and _options(group):
+            return f"{argument}: the group is there already. Type {group}={option}"
     there = re.search(r"An item is already at '([^']+)'", message)
     if there:
         key, value = _typed(there.group(1), arguments)
         return f"+{key}={value}: the key is there already. Type {key}={value}"
-    return message
+    return f"{message}. See --help"

@@ -21,9 +21,9 @@ class Optimizer:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, "optimizer.lr", self.lr, "it must be positive", "optimizer.lr=1e-3")
+        check(0 < self.lr < math.inf, "optimizer.lr", self.lr, "it must be positive", "optimizer.lr=1e-3")
         check(
-            self.weight_decay >= 0,
+            0 <= self.weight_decay < math.inf,
             "optimizer.weight_decay",
             self.weight_decay,
             "it must not be negative",
@@ -81,7 +81,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check(
-            self.warmup_epochs >= 0,
+            0 <= self.warmup_epochs < math.inf,
             "schedule.warmup_epochs",
             self.warmup_epochs,
             "it must not be negative",

@@ -8,8 +8,10 @@ torch is imported only when a run begins, so that --help, completion and a typo 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,22 +25,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
-from swinexp.folder import Folder, remove_empty, run_name
+from swinexp.folder import Folder, folder_name, remove_empty, run_name
 from swinexp.mistake import Mistake, explain
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("swinexp.run")  # also when it is __main__
 
 OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(list(overrides)), replace=True)
-_sweep_names: list[str] = []
-
-
-def _sweep_name(overrides: list[str]) -> str:
-    _sweep_names.append(run_name(list(overrides)))
-    return _sweep_names[-1]
-
-
-# Cached, under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
-OmegaConf.register_new_resolver("swinexp.sweep_name", _sweep_name, use_cache=True, replace=True)
+# Cached under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
+OmegaConf.register_new_resolver(
+    "swinexp.sweep_name", lambda overrides: folder_name(run_name(list(overrides))), use_cache=True, replace=True
+)
+OmegaConf.register_new_resolver("swinexp.folder_name", folder_name, replace=True)
 for _sweep in sorted(SWEEPS.glob("*.yaml")):
     ConfigStore.instance().store(group="sweep", name=_sweep.stem, node=OmegaConf.load(_sweep), package="_global_")
 
@@ -58,18 +55,22 @@ def main(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float:
-    with Folder(path) as folder:
-        from swinexp.config import typed
-        from swinexp.describe import count
-        from swinexp.track import Tracker, print_summary
-        from swinexp.train import prepare, steps_per_epoch, train
+    from swinexp.config import typed
+    from swinexp.describe import count
+    from swinexp.track import Tracker, print_summary
+    from swinexp.train import prepare, steps_per_epoch, train
 
+    try:
         run = typed(cfg)
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except Mistake:
+        remove_empty(path)  # Hydra made it
+        raise
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    with Folder(path) as folder:
         folder.check(config)
         summary = folder.summary
         if summary is not None:
-            log.info("already finished; to train anew: name=ANOTHER_NAME, or rm -r '%s'", os.path.relpath(path))
+            log.info("already finished; to train anew, type name=ANOTHER_NAME or remove %s", os.path.relpath(path))
         else:
             model, dataset = prepare(run)
             facts = asdict(count(model, run.data.image_size)[""])
@@ -78,7 +79,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                 figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
                 summary = track.finish(figures)
         print_summary(summary, path)
-        return summary[run.objective]
+        value = summary[run.objective]
+        return math.nan if value is None else value
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -89,16 +91,16 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _refuse(line: str) -> NoReturn:
-    print(f"swinexp: {line}", file=sys.stderr)
+    print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
     sys.exit(2)
 
 
-def _forget_refused_sweeps() -> None:
+def _forget_refused_sweeps(began: float) -> None:
     """Remove the folder of a multirun that no job of began: Hydra makes it before it looks at the jobs."""
-    for folder in (Path("outputs", "sweeps", name) for name in _sweep_names):
-        if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
-            remove_empty(folder)
+    for record in Path("outputs", "sweeps").glob("*/multirun.yaml"):
+        if record.stat().st_mtime >= began and [*record.parent.iterdir()] == [record]:
+            record.unlink()
+            remove_empty(record.parent)
 
 
 _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -109,6 +111,10 @@ def reported(arguments: list[str]) -> Iterator[None]:
     """A mistake becomes one line and exit code 2; SIGINT ends with 130, SIGTERM with 143."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt as interrupt:
         checkpoint = getattr(interrupt, "checkpoint", None)
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
@@ -124,11 +130,12 @@ def reported(arguments: list[str]) -> Iterator[None]:
 def cli() -> None:
     """`main` for the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
+    began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]):
         try:
             main()
         except Exception:
-            _forget_refused_sweeps()
+            _forget_refused_sweeps(began)
             raise
 
 

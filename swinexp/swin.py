@@ -42,13 +42,9 @@ class Model:
 
     def __post_init__(self) -> None:
         check(self.dim >= 1, "model.dim", self.dim, "a width is at least 1", "model.dim=64")
-        check(
-            bool(self.depths) and all(depth >= 1 for depth in self.depths),
-            "model.depths",
-            self.depths,
-            "every stage has at least one block",
-            "model.depths=[2,2]",
-        )
+        for key, values in (("model.depths", self.depths), ("model.heads", self.heads)):
+            good = bool(values) and all(isinstance(value, int) and value >= 1 for value in values)
+            check(good, key, values, "a whole number from 1 for every stage", f"{key}=[2,2]")
         check(
             len(self.heads) == len(self.depths),
             "model.heads",
@@ -67,7 +63,13 @@ class Model:
                 f"{heads} heads do not divide the width of stage {stage + 1}, {width} (model.dim={self.dim})",
                 f"model.heads={shown([*self.heads[:stage], nearest, *self.heads[stage + 1 :]])}",
             )
-        check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "it must be positive", "model.mlp_ratio=2")
+        check(
+            1 / self.dim <= self.mlp_ratio < math.inf,
+            "model.mlp_ratio",
+            self.mlp_ratio,
+            "the MLP's width as a multiple of the block's, so that it has at least one channel",
+            "model.mlp_ratio=2",
+        )
         check(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a rate in [0, 1)", "model.drop_path=0.1")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import netrc
+import math
 import os
 import platform
 import re
@@ -18,18 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
-from urllib.parse import urlsplit
 
 from swinexp import HERE, __version__
 from swinexp.folder import Folder, write_atomically, write_text
-from swinexp.mistake import check, first_line
+from swinexp.mistake import check, one_line
 
 if TYPE_CHECKING:
     from swinexp.config import Run
 
 log = logging.getLogger(__name__)
 
-WANDB_MODES = ("auto", "online", "offline", "disabled")
+WANDB_MODES = ("auto", "online", "offline", "disabled", "", "dryrun")  # the last two for WANDB_MODE
 WANDB_START = 10  # seconds that an unreachable server may take at the start of a run
 WANDB_END = 8  # and at its end
 VERSIONS = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb", "optuna", "numpy")
@@ -48,8 +47,8 @@ class Wandb:
             self.mode in WANDB_MODES,
             "wandb.mode",
             self.mode,
-            f"one of {', '.join(WANDB_MODES)} (the variable WANDB_MODE sets it for wandb=auto)",
-            "wandb.mode=offline",
+            f"one of {', '.join(WANDB_MODES[:4])} (with wandb=auto the variable WANDB_MODE sets it)",
+            "wandb=offline",
         )
         check(
             bool(re.fullmatch(r"[^/\\#?%:]{1,128}", self.project)),
@@ -99,6 +98,7 @@ class Tracker:
         self.history: list[dict[str, float]] = []
         self.wandb: Any = None
         self.bar: Any = None
+        self.diverged = False
 
     def __enter__(self) -> Tracker:
         resuming = self.folder.checkpoint.exists()
@@ -138,6 +138,9 @@ class Tracker:
             metrics["val/accuracy"],
             f"{metrics['train/images_per_second']:,.0f}",
         )
+        if not math.isfinite(metrics["train/loss"]) and not self.diverged:
+            self.diverged = True
+            log.warning("the loss is no longer finite: a smaller optimizer.lr, or trainer.clip_norm, may keep it so")
 
     def tick(self, step: int) -> None:
         """Move the progress bar. Called after every step, so it never asks the device for anything."""
@@ -147,13 +150,13 @@ class Tracker:
     def finish(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """Close a run that has come to its end; returns what summary.json holds."""
         self._stop_bar()
-        summary = {**figures, **self.facts, **about(self.run)}
-        draw_curves(self.history, self.folder.path / "curves.png")
+        summary = {**finite(figures), **self.facts, **about(self.run)}
         if self.wandb is not None:
             self._try_wandb(lambda: self.wandb.summary.update(dict(figures)))
         if self.wandb is not None:
             summary["wandb"] = {"id": self.wandb.id, "project": self.run.wandb.project, "where": self.where()}
-        write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        draw_curves(self.history, self.folder.path / "curves.png")
+        write_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")  # last: it means finished
         return summary
 
     def _start_bar(self) -> None:
@@ -179,16 +182,21 @@ class Tracker:
             self.bar = None
 
     def _start_wandb(self, resuming: bool) -> None:
-        mode = self.run.wandb.mode
-        if mode == "auto":
-            mode = "online" if key_is_configured() else "offline"
+        mode = {"": "auto", "dryrun": "offline"}.get(self.run.wandb.mode, self.run.wandb.mode)
         if mode == "disabled":
             return
-        if mode == "online" and not key_is_configured():  # W&B would ask for one on a terminal
-            log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
-            mode = "offline"
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without network, it delays the exit
+        if mode != "offline":
+            try:
+                found = key_is_configured()
+            except Exception as error:
+                log.warning("W&B's settings do not work (%s)", one_line(error))
+                found = False
+            if mode == "online" and not found:  # W&B would ask for a key on a terminal
+                log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
+            mode = "online" if found else "offline"
         kept = self.folder.path / "wandb.json"
-        known = json.loads(kept.read_text())["id"] if resuming and kept.exists() else None
+        known = read_id(kept) if resuming else None
         if mode == "online":
             self.wandb = self._init_wandb("online", known)
             if self.wandb is None:  # the failed id stays taken in this process
@@ -239,7 +247,7 @@ class Tracker:
                 ),
             )
         except Exception as error:  # W&B is never the reason that training stops
-            log.warning("W&B could not start %s (%s)", mode, first_line(error))
+            log.warning("W&B could not start %s (%s)", mode, one_line(error))
             return None
 
     def _describe_wandb(self) -> None:
@@ -253,22 +261,16 @@ class Tracker:
         try:
             action()
         except Exception as error:
-            log.warning("W&B stopped working (%s): the run goes on without it", first_line(error))
+            log.warning("W&B stopped working (%s): the run goes on without it", one_line(error))
             self.wandb = None
 
 
 def key_is_configured() -> bool:
-    """W&B would find credentials without asking: in the environment, or in netrc for its server."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        try:
-            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    """W&B finds credentials for its server without asking. Raises what it raises over settings that make no sense."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb.login(prompt=False, verify=False)
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -318,6 +320,14 @@ def git_revision() -> str | None:
         return None
 
 
+def read_id(path: Path) -> str | None:
+    """The W&B id that a run had before, if its file is whole."""
+    try:
+        return str(json.loads(path.read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_history(path: Path) -> list[dict[str, float]]:
     """The epochs of a metrics.jsonl, up to a line that a kill may have cut."""
     rows: list[dict[str, float]] = []
@@ -330,8 +340,15 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _line(metrics: Mapping[str, float]) -> str:
-    return json.dumps(metrics) + "\n"
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with null for what is not finite: JSON has no NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in figures.items()
+    }
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    return json.dumps(finite(metrics), allow_nan=False) + "\n"
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -341,20 +358,24 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     except ImportError:
         log.info("no curves.png: matplotlib is not installed (pip install 'swinexp[plots]')")
         return
-    epochs = [metrics["epoch"] for metrics in history]
+
+    def numbers(key: str) -> list[float]:
+        return [math.nan if metrics[key] is None else metrics[key] for metrics in history]
+
+    epochs = numbers("epoch")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     marker = "o" if len(epochs) == 1 else None
     losses.plot(
         epochs,
-        [metrics["train/loss"] for metrics in history],
+        numbers("train/loss"),
         label="train (augmentation, smoothed labels)",
         marker=marker,
     )
-    losses.plot(epochs, [metrics["val/loss"] for metrics in history], label="validation", marker=marker)
+    losses.plot(epochs, numbers("val/loss"), label="validation", marker=marker)
     losses.set(xlabel="epoch", ylabel="loss")
     losses.legend()
-    values = [100 * metrics["val/accuracy"] for metrics in history]
+    values = [100 * value for value in numbers("val/accuracy")]
     accuracy.plot(epochs, values, color="C1", marker=marker)
     accuracy.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"last epoch {values[-1]:.2f} %")
     for axes in (losses, accuracy):
@@ -374,7 +395,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
     def row(label: str, key: str, form: str) -> None:
         if key in summary:
-            table.add_row(label, form.format(summary[key]))
+            table.add_row(label, "not finite" if summary[key] is None else form.format(summary[key]))
 
     row("validation accuracy, last epoch", "val/accuracy", "{:.4f}")
     row("validation loss, last epoch", "val/loss", "{:.4f}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import signal
 import statistics
@@ -79,7 +80,13 @@ class Trainer:
             "a share in [0, 1)",
             "trainer.label_smoothing=0.1",
         )
-        check(self.clip_norm >= 0, "trainer.clip_norm", self.clip_norm, "a norm, or 0 for off", "trainer.clip_norm=1")
+        check(
+            0 <= self.clip_norm < math.inf,
+            "trainer.clip_norm",
+            self.clip_norm,
+            "a norm, or 0 for off",
+            "trainer.clip_norm=1",
+        )
         check(
             self.precision in PRECISIONS,
             "trainer.precision",
@@ -132,6 +139,7 @@ class State:
         path.parent.mkdir(parents=True, exist_ok=True)
         saved = {
             "version": CHECKPOINT_VERSION,
+            "device": self.loss_sum.device.type,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_sum": self.loss_sum,
@@ -153,6 +161,12 @@ class State:
             raise Mistake(
                 f"{path} cannot be read ({first_line(error)}). Remove it to train from the start: rm '{path}'"
             ) from error
+        if saved["device"] != self.loss_sum.device.type:
+            log.warning(
+                "this run began on a %s device and goes on on a %s one: its figures are of both",
+                saved["device"],
+                self.loss_sum.device.type,
+            )
         self.loss_sum = saved["loss_sum"]
         self.step, self.seconds, self.history = saved["step"], saved["seconds"], saved["history"]
 
@@ -166,16 +180,13 @@ def derive(seed: int, *path: object) -> int:
 def pick_device(trainer: Trainer) -> torch.device:
     """The device that `trainer.device` names; auto is the GPU where there is one. Raises `Mistake`."""
     if trainer.device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        log.info("no GPU was found: training on the CPU (%d threads)", torch.get_num_threads())
-        return torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(trainer.device)
     except RuntimeError:
         device = None
     check(
-        device is not None and device.type in ("cpu", "cuda"),
+        device is not None and (device.type == "cuda" or str(device) == "cpu"),
         "trainer.device",
         trainer.device,
         "one of auto, cpu, cuda, cuda:N",
@@ -239,6 +250,9 @@ def prepare(run: Run) -> tuple[Swin, Dataset]:
         f"there are only {images} training images",
         f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
     )
+    if device.type == "cpu":
+        reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
+        log.info("training on the CPU (%s; %d threads)", reason, torch.get_num_threads())
     return build_model(run, len(dataset.classes)).to(device), dataset.to(device)
 
 

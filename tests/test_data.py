@@ -169,6 +169,30 @@ def test_every_mode_and_shape_becomes_square_rgb(tree: Path) -> None:
     assert (ants.int() - 100).abs().max() <= 1
 
 
+def test_images_in_folders_within_a_class_count_and_hidden_ones_do_not(tree: Path) -> None:
+    below = tree / "train" / "ant" / "more" / "images"
+    below.mkdir(parents=True)
+    for name in ("a.png", "._a.png"):
+        Image.new("RGB", (8, 8)).save(below / name, "PNG")
+    (tree / "train" / ".ipynb_checkpoints").mkdir()
+    dataset = load(image_folder(tree), test=False)
+    assert dataset.classes == list(CLASSES)
+    assert len(dataset.train) + len(dataset.val) == 25
+
+
+def test_a_link_to_nowhere_is_named(tree: Path) -> None:
+    (tree / "train" / "ant" / "gone.png").symlink_to(tree / "nowhere.png")
+    with pytest.raises(Mistake, match=r"ant/gone.png cannot be read \(No such file or directory\). Remove it"):
+        load(image_folder(tree), test=False)
+
+
+def test_one_class_is_not_enough(tree: Path) -> None:
+    for name in ("bee", "cat"):
+        (tree / "train" / name).rename(tree / name)
+    with pytest.raises(Mistake, match=r"train has 1 folders of classes, 2 are needed"):
+        load(image_folder(tree), test=False)
+
+
 def test_mistakes_about_folders_name_the_folder(tree: Path) -> None:
     with pytest.raises(Mistake, match=r"data.root=.*nowhere: there is no folder .*nowhere\. Type data.root=FOLDER"):
         load(image_folder(tree / "nowhere"), test=False)
@@ -177,7 +201,8 @@ def test_mistakes_about_folders_name_the_folder(tree: Path) -> None:
     (tree / "train" / "dog").mkdir()
     with pytest.raises(Mistake, match=r"class 'dog' is empty, .*/train/dog has no .jpg or .png file"):
         load(image_folder(tree), test=False)
-    Image.new("RGB", (8, 8)).save(tree / "train" / "dog" / "0.png")
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tree / "train" / "dog" / f"{i}.png")
     with pytest.raises(Mistake, match=r"the same classes \(dog is in one only\)"):
         load(image_folder(tree), test=True)
 
@@ -201,10 +226,9 @@ def test_a_truncated_image_is_named(tree: Path) -> None:
 
 
 def test_too_few_images_for_a_validation_split(tree: Path) -> None:
-    with pytest.raises(
-        Mistake, match=r"data.val_fraction=0.05: it cuts 24 training images into 23 and 1 for validation"
-    ):
+    with pytest.raises(Mistake, match=r"=0.05: of 8 images of class '\w+' it leaves 8 for training, 0 for .*=0.125"):
         load(image_folder(tree, val_fraction=0.05), test=False)
+    assert len(load(image_folder(tree, val_fraction=0.125), test=False).val) == 3
     with pytest.raises(Mistake, match=r"data.val_fraction=1.5: a share of the training images"):
         image_folder(tree, val_fraction=1.5)
 

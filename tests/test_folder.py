@@ -20,6 +20,7 @@ from swinexp.mistake import Mistake
         (["model=nano", "wandb=disabled", "wandb.tags=[a]"], "model=nano"),
         (["model=nano", "name=mine"], "mine"),
         (["sweep=sizes", "seed=3"], "sizes,seed=3"),
+        (["model=nano", "data.cache=/tmp/cache"], "model=nano"),
     ],
 )
 def test_a_name_says_what_is_overridden(overrides: list[str], name: str) -> None:
@@ -75,12 +76,37 @@ def test_another_config_is_refused_and_named(tmp_path: Path) -> None:
     with Folder(tmp_path) as folder:
         folder.check(config)
         folder.begin(config, ["seed=0"])
-        folder.check({**config, "wandb": {"mode": "offline"}, "name": "b"})  # does not change the figures
+        elsewhere = {"wandb": {"mode": "offline"}, "name": "b", "data": {"cache": "elsewhere"}}
+        folder.check({**config, **elsewhere})  # does not change the figures
         other = {**config, "seed": 1, "trainer": {"epochs": 5, "batch_size": 8}}
         with pytest.raises(
             Mistake, match=r"\(seed is 0 there and 1 now, trainer.epochs is 3 there and 5 now\). Type name=ANOTHER_NAME"
         ):
             folder.check(other)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    leftovers = [tmp_path / ".summary.json.abc.part", tmp_path / "checkpoints" / ".last.pt.abc.part"]
+    for leftover in leftovers:
+        leftover.touch()
+    (tmp_path / "kept").touch()
+    with Folder(tmp_path):
+        assert not any(leftover.exists() for leftover in leftovers)
+    assert (tmp_path / "kept").exists()
+
+
+def test_cifar10_may_lie_elsewhere_but_a_folder_of_images_may_not(tmp_path: Path) -> None:
+    for number, name in enumerate(("cifar10", "image_folder")):
+        config = {"data": {"name": name, "root": "here"}}
+        (tmp_path / name).mkdir()
+        with Folder(tmp_path / name) as folder:
+            folder.begin(config, [])
+            if number:
+                with pytest.raises(Mistake, match="data.root is here there and there now"):
+                    folder.check({"data": {"name": name, "root": "there"}})
+            else:
+                folder.check({"data": {"name": name, "root": "there"}})
 
 
 def test_a_mistake_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:

@@ -59,7 +59,13 @@ def test_the_whole_line(
         ("+modle=tiny", "model=tiny"),
         ("++augmentation.flp=true", "augmentation.flip=true"),
         ("hydra.rum.dir=x", "hydra.run.dir=x"),
-        ("trainer.epochs=[1", "KEY=VALUE, in quotes where the shell needs them"),
+        (
+            "trainer.epochs=[1",
+            "KEY=VALUE, or \"KEY='VALUE'\" where the value has spaces, commas or brackets of its own",
+        ),
+        ("+experiment=quickstart", "experiment=quickstart"),
+        ("++experiment=quickstart", "experiment=quickstart"),
+        ("trainer.epochs.x=3", "trainer.epochs=3"),
     ],
 )
 def test_did_you_mean(
@@ -75,6 +81,26 @@ def test_what_is_wrong_only_on_the_disk_leaves_nothing_either(
     assert line.startswith("data.root=nowhere: there is no folder nowhere. Type data.root=FOLDER")
     assert "trainer.batch_size=5000" in refused(["trainer.batch_size=5000"], capsys, monkeypatch)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../..", "a/b", "-rf", ".hidden", "x" * 200])
+def test_a_name_stays_within_its_folder(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run.log").write_text("the user's own")
+    for multirun in ([], ["-m"]):
+        line = refused([*multirun, f"name={name}", "trainer.epochs=1"], capsys, monkeypatch)
+        assert "1 to 120 characters without a slash" in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["run.log"]
+
+
+def test_an_outputs_that_cannot_be_written_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "outputs").write_text("a file")
+    line = refused([*SMALL, "wandb=disabled"], capsys, monkeypatch)
+    assert "outputs" in line
+    assert line.endswith("cannot be written (Not a directory). Run from another directory, or make room there")
 
 
 def test_a_multirun_with_a_misspelt_option_starts_no_job(

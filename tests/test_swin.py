@@ -193,7 +193,7 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
             ["model.depths=[1,1,1,1]", "model.heads=[1,1,1,1]"],
             r"model\.depths=\[1,1,1,1\]: 4 stages halve the grid 3 times",
         ),
-        (["model.depths=[]", "model.heads=[]"], r"model\.depths=\[\]: every stage has at least one block"),
+        (["model.depths=[]", "model.heads=[]"], r"model\.depths=\[\]: a whole number from 1 for every stage"),
         (["model.drop_path=1"], r"model\.drop_path=1\.0: a rate in \[0, 1\)"),
     ],
 )
