@@ -2,7 +2,7 @@
 # make test    the environment, then lint, types and all tests
 # make quick   the tests that take no more than a few seconds
 # make format  let ruff rewrite what it can
-# make lock    pin the newest versions that setup.cfg allows
+# make lock    pin torch's pair and the newest of all else that setup.cfg allows
 
 PYTHON ?= python3
 bin := .venv/bin

@@ -48,6 +48,7 @@ def test_help_lists_groups_and_examples(command: Command) -> None:
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path: Path, command: Command) -> None:
     small = [*SMALL, "wandb=offline", "trainer.epochs=40"]
     process = subprocess.Popen(
