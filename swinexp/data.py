@@ -283,7 +283,9 @@ def _image_folder(data: Data, split: str) -> tuple[list[str], Split]:
         raise Mistake(f"data.root={data.root}: there is no folder {missing}. {layout}")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if len(classes) < 2:
-        raise Mistake(f"data.root={data.root}: {folder} has {len(classes)} folders of classes, 2 are needed. {layout}")
+        raise Mistake(
+            f"data.root={data.root}: {folder} holds {len(classes)} of the at least 2 folders of classes. {layout}"
+        )
     files, labels, stamps = [], [], []
     for label, name in enumerate(classes):
         paths = _images_below(folder / name)

@@ -197,7 +197,10 @@ class _Gather(torch.autograd.Function):
 def _take(x: Tensor, index: Tensor) -> Tensor:
     if len(index) > x.shape[1]:
         x = F.pad(x, (0, 0, 0, 1))  # the token of zeros that overhanging places are filled with
-    return x.index_select(1, index)
+    B, P, C = x.shape
+    # As rows of one matrix: on a CPU this copies at nearly the memory's speed, along dimension 1 at half of it.
+    rows = torch.arange(0, B * P, P, device=x.device)[:, None] + index
+    return x.reshape(B * P, C).index_select(0, rows.flatten()).view(B, -1, C)
 
 
 def gather(x: Tensor, index: Tensor, back: Tensor) -> Tensor:

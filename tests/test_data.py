@@ -189,7 +189,7 @@ def test_a_link_to_nowhere_is_named(tree: Path) -> None:
 def test_one_class_is_not_enough(tree: Path) -> None:
     for name in ("bee", "cat"):
         (tree / "train" / name).rename(tree / name)
-    with pytest.raises(Mistake, match=r"train has 1 folders of classes, 2 are needed"):
+    with pytest.raises(Mistake, match=r"train holds 1 of the at least 2 folders of classes"):
         load(image_folder(tree), test=False)
 
 
