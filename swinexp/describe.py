@@ -116,11 +116,10 @@ def throughput(run: Run, model: nn.Module, device: torch.device, seconds: float 
 
 def describe(run: Run) -> None:
     """Print the table of a run's network."""
-    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from swinexp.track import processor
+    from swinexp.track import chip
     from swinexp.train import build_model, deterministic, pick_device
 
     device = pick_device(run.trainer)
@@ -141,15 +140,11 @@ def describe(run: Run) -> None:
     table.add_row("all", f"{whole.parameters:,}", f"{whole.flops:,}", f"{whole.activations:,}", style="bold")
     console = Console()
     size = run.data.image_size
-    console.print(
-        f"one image of {size}×{size} pixels, {CLASSES} classes; one FLOP is one multiply-add", highlight=False
-    )
+    console.print(f"one image of {size}×{size} pixels, {CLASSES} classes; a FLOP is a multiply-add", highlight=False)
     console.print(table)
-
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     rates = throughput(run, model.to(device), device)
     line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    console.print(f"images/s at batch {run.trainer.batch_size} on {chip}: {line}", highlight=False)
+    console.print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}", highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,8 @@ from swinexp.folder import Folder, write_atomically, write_text
 from swinexp.mistake import check, one_line
 
 if TYPE_CHECKING:
+    import torch
+
     from swinexp.config import Run
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Tracker:
     ) -> None:
         self.run, self.folder, self.config, self.overrides = run, folder, config, overrides
         self.facts, self.group, self.steps = facts, group, steps
+        self.environment = about(run)  # once: the code may change while the run goes on
         self.history: list[dict[str, float]] = []
         self.wandb: Any = None
         self.bar: Any = None
@@ -150,7 +153,7 @@ class Tracker:
     def finish(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """Close a run that has come to its end; returns what summary.json holds."""
         self._stop_bar()
-        summary = {**finite(figures), **self.facts, **about(self.run)}
+        summary = {**finite(figures), **self.facts, **self.environment}
         if self.wandb is not None:
             self._try_wandb(lambda: self.wandb.summary.update(dict(figures)))
         if self.wandb is not None:
@@ -220,12 +223,9 @@ class Tracker:
         return f"offline; to look: {command} leet {place}; to send: {command} sync {every_part}"
 
     def _init_wandb(self, mode: str, known: str | None) -> Any:
-        os.environ.setdefault(
-            "WANDB_ERROR_REPORTING", "false"
-        )  # its own telemetry, which delays an exit without network
-        import wandb
-
         try:
+            import wandb
+
             return wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 project=self.run.wandb.project,
@@ -233,7 +233,7 @@ class Tracker:
                 group=self.group,
                 job_type="train",
                 tags=self.run.wandb.tags,
-                config={**self.config, "environment": about(self.run)},
+                config={**self.config, "environment": self.environment},
                 dir="outputs",
                 id=known or secrets.token_hex(4),
                 resume="allow" if known else None,
@@ -280,13 +280,12 @@ def about(run: Run) -> dict[str, Any]:
     device = run.trainer.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     return {
         "name": run.name,
         "seed": run.seed,
         "objective": run.objective,
         "device": device,
-        "device_name": name,
+        "device_name": chip(torch.device(device)),
         "git": git_revision(),
         "versions": {"swinexp": __version__, "python": platform.python_version(), **_versions()},
     }
@@ -296,10 +295,12 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONS}
 
 
-def processor() -> str:
-    """The CPU's name and how many threads torch uses on it."""
+def chip(device: torch.device) -> str:
+    """The GPU's name; or the CPU's, and how many threads torch uses on it."""
     import torch
 
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     try:
         models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
