@@ -25,14 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from swinexp.config import typed
 from swinexp.optim import AdamW, build_optimizer
-from swinexp.swin import NORM_EPS, Model, Patch, Swin, Window
+from swinexp.run import compose
+from swinexp.train import build_model
 
 DIM, DEPTHS, HEADS = 96, [2, 6, 4], [3, 6, 12]
+NORM_EPS = 1e-6
 
 
 def ours() -> nn.Module:
-    return Swin(Model(DIM, DEPTHS, HEADS, 2.0, 0.1), Window(4, True), Patch(2), 32, 10)
+    return build_model(typed(compose(["model=cifar", "window=w4", "patch=p2"])), classes=10)
 
 
 def timm() -> nn.Module:

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
-from swinexp.mistake import Mistake, check, explain, leaves, shown
+from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
-from swinexp.swin import Model, Patch, Window, check_fit
+from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb
 from swinexp.train import OBJECTIVES, TEST_OBJECTIVES, Trainer
 
@@ -31,6 +31,8 @@ class Run:
     model: Model
     window: Window
     patch: Patch
+    attention: Attention
+    block: Block
     augmentation: Augmentation
     optimizer: Optimizer
     schedule: Schedule
@@ -41,13 +43,7 @@ class Run:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³-1", "seed=0")
         allowed = OBJECTIVES + TEST_OBJECTIVES
-        check(
-            self.objective in allowed,
-            "objective",
-            self.objective,
-            f"one of {', '.join(allowed)}",
-            "objective=val/accuracy",
-        )
+        one_of("objective", self.objective, allowed)
         check(
             self.test or self.objective not in TEST_OBJECTIVES,
             "objective",

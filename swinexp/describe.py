@@ -79,7 +79,7 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
 
     flops, activations = counted({aten.native_layer_norm: layer_norm}), counted(dict.fromkeys(products, outputs))
     return {
-        name: Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), flops(name) // 2, activations(name))
+        name: Cost(sum(p.numel() for p in module.parameters()), flops(name) // 2, activations(name))
         for name, module in twin.named_modules()
     }
 

@@ -36,6 +36,11 @@ def check(condition: bool, key: str, value: object, problem: str, instead: str) 
         raise Mistake(f"{key}={shown(value)}: {problem}. Type {instead}")
 
 
+def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise `Mistake` unless `value` is one of `allowed`, whose first is what to type instead."""
+    check(value in allowed, key, value, f"one of {', '.join(allowed)}", f"{key}={allowed[0]}")
+
+
 def shown(value: object) -> str:
     """A value as one types it: `null`, `true`, and lists without spaces."""
     if isinstance(value, list | tuple):

@@ -69,6 +69,9 @@ class SGD(Optimizer):
         )
 
 
+# Named as in Swin's and Swin V2's own code, which do not decay them either (temperature: their like).
+UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale", "temperature")
+
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
 
 
@@ -119,8 +122,8 @@ def lr_scale(schedule: Schedule, epoch: float, epochs: float) -> float:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices and kernels: not for biases, norms and position bias tables."""
-    return parameter.ndim >= 2 and not name.endswith("relative_position_bias_table")
+    """Weight decay is for matrices and kernels: not for biases, norms, factors, positions and their biases."""
+    return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED)
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -72,7 +72,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         if summary is not None:
             log.info("already finished; to train anew, type name=ANOTHER_NAME or remove %s", os.path.relpath(path))
         else:
-            model, dataset = prepare(run)
+            model, dataset = prepare(run, resuming=folder.checkpoint.exists())
             facts = asdict(count(model, run.data.image_size)[""])
             steps = steps_per_epoch(run, dataset)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:

@@ -27,9 +27,9 @@ from torch import Generator, Tensor, nn
 from swinexp.augment import augment, normalise
 from swinexp.data import Dataset, Split, load
 from swinexp.folder import write_atomically
-from swinexp.mistake import Mistake, check, first_line
+from swinexp.mistake import Mistake, check, first_line, one_of
 from swinexp.optim import build_optimizer, lr_scale
-from swinexp.swin import Swin
+from swinexp.swin import Swin, freeze, load_pretrained
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -87,13 +87,7 @@ class Trainer:
             "a norm, or 0 for off",
             "trainer.clip_norm=1",
         )
-        check(
-            self.precision in PRECISIONS,
-            "trainer.precision",
-            self.precision,
-            f"one of {', '.join(PRECISIONS)}",
-            "trainer.precision=auto",
-        )
+        one_of("trainer.precision", self.precision, PRECISIONS)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -229,13 +223,18 @@ def deterministic(device: torch.device) -> None:
 
 
 def build_model(run: Run, classes: int) -> Swin:
-    """The network of a run, with the initial weights that its seed decides."""
+    """The network of a run, with the initial weights that its seed decides, and what is frozen of it.
+
+    Raises `Mistake` when `model.freeze` names nothing.
+    """
     torch.manual_seed(derive(run.seed, "weights"))
-    return Swin(run.model, run.window, run.patch, run.data.image_size, classes)
+    model = Swin(run.model, run.window, run.patch, run.attention, run.block, run.data.image_size, classes)
+    freeze(model, run.model.freeze)
+    return model
 
 
-def prepare(run: Run) -> tuple[Swin, Dataset]:
-    """The network and the data of a run, on its device.
+def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
+    """The network and the data of a run, on its device; when `resuming`, its weights will come from a checkpoint.
 
     Raises `Mistake`: all that can be wrong with a config has been looked at when this returns.
     """
@@ -253,7 +252,14 @@ def prepare(run: Run) -> tuple[Swin, Dataset]:
     if device.type == "cpu":
         reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
         log.info("training on the CPU (%s; %d threads)", reason, torch.get_num_threads())
-    return build_model(run, len(dataset.classes)).to(device), dataset.to(device)
+    model = build_model(run, len(dataset.classes))
+    if run.model.pretrained is not None and not resuming:
+        log.info("model.pretrained: %s", load_pretrained(model, run.model.pretrained))
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    if frozen:
+        whole = sum(p.numel() for p in model.parameters())
+        log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
+    return model.to(device), dataset.to(device)
 
 
 def train(

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 import swinexp.run  # registers the resolvers that conf/ uses  # noqa: F401
 from swinexp import CONF, HERE
 from swinexp.config import Run, typed
+from swinexp.swin import Attention, Block, Model, Patch, Swin, Window
 
 # A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
 SMALL = (
@@ -57,6 +60,23 @@ def config(*overrides: str) -> DictConfig:
 
 def small_run(*overrides: str) -> Run:
     return typed(config(*SMALL, "wandb=disabled", *overrides))
+
+
+def network(image: int | tuple[int, int] = 32, classes: int = 10, **changes: dict[str, Any]) -> Swin:
+    """The reference network without drop path, and with changes of its parts: network(window={"size": 2})."""
+    parts: dict[str, Any] = {
+        "model": Model(96, [2, 6, 4], [3, 6, 12], 2.0, 0.0, 1e-6, None, []),
+        "window": Window(4, True),
+        "patch": Patch(2, "linear", False),
+        "attention": Attention("dot", "table"),
+        "block": Block("layer", "pre", None, False),
+    }
+    changed = {name: replace(part, **changes.pop(name, {})) for name, part in parts.items()}
+    assert not changes, changes
+    return Swin(**changed, image_size=image, classes=classes)
+
+
+SMALL_NETWORK = {"dim": 16, "depths": [2, 2], "heads": [2, 4]}
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -20,8 +20,11 @@ OPTIONS = [
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_into_a_checked_run(group: str, option: str) -> None:
     extra = ["data.root=images"] if option == "image_folder" else []
-    # three stages and windows of 8 want a grid of 16
-    run = typed(config(f"{group}={option}", *(["patch=p2"] if group in ("model", "window") else []), *extra))
+    if group in ("model", "window"):  # three stages and windows of 8 want a grid of 16
+        extra = ["patch=p2"]
+    if option == "w7" or option.startswith("swin_"):
+        extra = ["patch=p4", "window=w7", "data.image_size=224"]
+    run = typed(config(f"{group}={option}", *extra))
     assert getattr(run, group) is not None
 
 
@@ -36,9 +39,11 @@ def test_the_groups_are_those_that_are_promised() -> None:
     options: dict[str, set[str]] = {}
     for group, option in [*OPTIONS, *(("experiment", path.stem) for path in (CONF / "experiment").glob("*.yaml"))]:
         options.setdefault(group, set()).add(option)
-    assert options["model"] >= {"nano", "tiny", "small", "base", "cifar"}
+    assert options["model"] >= {"nano", "tiny", "small", "base", "cifar", "swin_t", "swin_s", "swin_b"}
     assert options["window"] >= {"w2", "w4", "w8", "w2_noshift", "w4_noshift", "w8_noshift"}
-    assert options["patch"] >= {"p1", "p2", "p4"}
+    assert options["patch"] >= {"p1", "p2", "p4", "p2_spt", "p2_conv", "p2_absolute"}
+    assert options["attention"] >= {"swin", "no_bias", "continuous_bias", "cosine", "swinv2", "qk_norm", "lsa"}
+    assert options["block"] >= {"swin", "swinv2", "layer_scale", "rms_norm", "depthwise_conv"}
     assert options["augmentation"] >= {"none", "basic", "strong"}
     assert options["optimizer"] >= {"adamw", "sgd"}
     assert options["schedule"] >= {"cosine", "constant"}

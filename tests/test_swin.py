@@ -8,16 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import SwinTransformer
 
-from swinexp import swin
 from swinexp.mistake import Mistake
-from swinexp.swin import Model, Patch, Swin, Window, check_fit, from_windows, shift_mask, to_windows
-from tests.conftest import small_run
-
-
-def reference(
-    window: int = 4, patch: int = 2, mlp_ratio: float = 2.0, shift: bool = True, drop_path: float = 0.1
-) -> Swin:
-    return Swin(Model(96, [2, 6, 4], [3, 6, 12], mlp_ratio, drop_path), Window(window, shift), Patch(patch), 32, 10)
+from swinexp.swin import Model, Patch, Swin, Window, check_fit
+from swinexp.swin.layers import DropPath
+from swinexp.swin.windows import from_windows, inverse, shift_mask, stage_order, to_windows
+from tests.conftest import network, small_run
 
 
 def torchvision_name(name: str) -> str:
@@ -52,11 +47,16 @@ class Case:
     by: tuple[str, ...] = ("timm", "torchvision")
 
     def ours(self) -> Swin:
-        model = Model(32 * self.heads[0], list(self.depths), list(self.heads), self.mlp_ratio, 0.0)
-        return Swin(model, Window(self.window, True), Patch(self.patch), self.image, 10)
+        sizes = {
+            "dim": 32 * self.heads[0],
+            "depths": list(self.depths),
+            "heads": list(self.heads),
+            "mlp_ratio": self.mlp_ratio,
+        }
+        return network(self.image, model=sizes, window={"size": self.window}, patch={"size": self.patch})
 
     def theirs(self, peer: str) -> torch.nn.Module:
-        norm = partial(torch.nn.LayerNorm, eps=swin.NORM_EPS)
+        norm = partial(torch.nn.LayerNorm, eps=1e-6)
         if peer == "torchvision":
             return SwinTransformer(
                 [self.patch] * 2, 32 * self.heads[0], list(self.depths), list(self.heads), [self.window] * 2,
@@ -135,8 +135,8 @@ def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:
 
 def touched(model: Swin, block: int, row: int, column: int) -> Tensor:
     """(H, W) bool: the tokens that a block's output at one token depends on."""
-    order = swin.stage_order(16, 16, 4)  # which token, row by row, each place has
-    places = swin.inverse(order, 256)
+    order = stage_order(16, 16, 4)  # which token, row by row, each place has
+    places = inverse(order, 256)
     x = torch.randn(1, 256, 96, requires_grad=True)
     model.layers[0].blocks[block](x)[0, places[16 * row + column]].sum().backward()  # type: ignore[index, operator]
     assert x.grad is not None
@@ -145,7 +145,7 @@ def touched(model: Swin, block: int, row: int, column: int) -> Tensor:
 
 def test_a_block_sees_its_window_and_nothing_else() -> None:
     torch.manual_seed(0)
-    model = reference().eval()
+    model = network().eval()
     window = torch.zeros(16, 16, dtype=torch.bool)
     window[4:8, 8:12] = True
     assert torch.equal(touched(model, 0, 5, 9), window)
@@ -155,17 +155,17 @@ def test_a_block_sees_its_window_and_nothing_else() -> None:
     corner = torch.zeros(16, 16, dtype=torch.bool)
     corner[:2, :2] = True  # what the shift wrapped around is masked
     assert torch.equal(touched(model, 1, 0, 0), corner)
-    assert torch.equal(touched(reference(shift=False).eval(), 1, 5, 9), window)
+    assert torch.equal(touched(network(window={"shift": False}).eval(), 1, 5, 9), window)
 
 
 def test_grids_that_windows_do_not_divide_are_padded() -> None:
-    model = Swin(Model(32, [2, 2], [1, 2], 2.0, 0.0), Window(4, True), Patch(2), (20, 28), 7)
+    model = network((20, 28), 7, model={"dim": 32, "depths": [2, 2], "heads": [1, 2]})
     assert model(torch.randn(2, 3, 20, 28)).shape == (2, 7)
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    drop = swin.DropPath(0.25)
+    drop = DropPath(0.25)
     x, branch = torch.full((20_000, 1, 2), 5.0), torch.ones(20_000, 1, 2)
     kept = drop(x, branch) - x
     assert torch.equal(kept[..., 0], kept[..., 1])
@@ -175,7 +175,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
 
 
 def test_drop_path_grows_linearly_over_the_blocks() -> None:
-    rates = [m.rate for m in reference().modules() if isinstance(m, swin.DropPath)]
+    rates = [m.rate for m in network(model={"drop_path": 0.1}).modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
 
 
@@ -204,8 +204,9 @@ def test_sizes_that_do_not_fit_are_told(overrides: list[str], message: str) -> N
 
 def test_a_suggested_window_fits() -> None:
     for image_size, patch, size in [(32, 2, 5), (32, 1, 3), (48, 2, 7), (16, 4, 8)]:
-        model = Model(96, [2, 2], [3, 6], 2.0, 0.0)
+        model = Model(96, [2, 2], [3, 6], 2.0, 0.0, 1e-6, None, [])
+        pixels = Patch(patch, "linear", False)
         with pytest.raises(Mistake) as mistake:
-            check_fit(model, Window(size, True), Patch(patch), image_size)
+            check_fit(model, Window(size, True), pixels, image_size)
         suggested = int(str(mistake.value).rpartition("=")[2])
-        check_fit(model, Window(suggested, True), Patch(patch), image_size)
+        check_fit(model, Window(suggested, True), pixels, image_size)

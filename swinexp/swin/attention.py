@@ -1,0 +1,96 @@
+"""Multi-head self-attention within windows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinexp.swin.options import Attention
+from swinexp.swin.windows import log_spaced_offsets, relative_position_index
+
+POSITION_HIDDEN = 512  # width of the network that makes the continuous bias, as in Swin V2's code
+LOGIT_SCALE = (math.log(10), math.log(100))  # where the logarithm of the cosine's factor begins, and its largest
+
+
+class WindowAttention(nn.Module):
+    """Every token of a window attends to every other, with a bias for the offset between them.
+
+    similarity  dot         q·k / √D (arXiv 2103.14030)
+                cosine      their cosine, times a learnt factor of at most 100; no bias on k (arXiv 2111.09883)
+                qk_norm     q·k / √D of normalised q and k (arXiv 2302.05442)
+                local       q·k times a learnt factor; the mask leaves out the token itself (arXiv 2112.13492)
+    position    table       a learnt value for each offset and head (arXiv 2103.14030)
+                continuous  the same, made from log-spaced offsets by a small network (arXiv 2111.09883)
+                none
+    """
+
+    relative_position_index: Tensor
+    relative_coords_table: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int, attention: Attention, norm_eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention = attention
+        channels = dim // heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if attention.similarity == "cosine":
+            self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), LOGIT_SCALE[0]))
+        elif attention.similarity == "qk_norm":
+            self.q_norm = nn.LayerNorm(channels, eps=norm_eps, bias=False)
+            self.k_norm = nn.LayerNorm(channels, eps=norm_eps, bias=False)
+        elif attention.similarity == "local":
+            self.temperature = nn.Parameter(torch.full((heads, 1, 1), channels**-0.5))
+        if attention.position_bias == "table":
+            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        elif attention.position_bias == "continuous":
+            self.cpb_mlp = nn.Sequential(
+                nn.Linear(2, POSITION_HIDDEN), nn.ReLU(), nn.Linear(POSITION_HIDDEN, heads, bias=False)
+            )
+            self.register_buffer("relative_coords_table", log_spaced_offsets(window), persistent=False)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+
+    def position_bias(self) -> Tensor | None:
+        """(N, T, T), added to the scores"""
+        if self.attention.position_bias == "none":
+            return None
+        if self.attention.position_bias == "table":
+            return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        table: Tensor = self.cpb_mlp(self.relative_coords_table)
+        return 16 * table[self.relative_position_index].permute(2, 0, 1).sigmoid()
+
+    def qkv_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, G, T, C) -> q, k and v, each (B, G, N, T, D)"""
+        B, G, T, C = x.shape
+        bias: Tensor = self.qkv.bias
+        if self.attention.similarity == "cosine":  # k has none
+            bias = torch.cat([bias[:C], torch.zeros_like(bias[:C]), bias[2 * C :]])
+        qkv = F.linear(x, self.qkv.weight, bias).view(B, G, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        return q, k, v
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """q and k (B, G, N, T, D) -> (B, G, N, T, T), how much each token attends to each; a row's sum is 1."""
+        scale = q.shape[-1] ** -0.5
+        if self.attention.similarity == "cosine":
+            factor = self.logit_scale.clamp(max=LOGIT_SCALE[1]).exp()
+            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * factor
+        elif self.attention.similarity == "qk_norm":
+            scores = (self.q_norm(q) * scale) @ self.k_norm(k).transpose(-2, -1)
+        elif self.attention.similarity == "local":
+            scores = (q * self.temperature) @ k.transpose(-2, -1)
+        else:
+            scores = (q * scale) @ k.transpose(-2, -1)
+        bias = self.position_bias()
+        if mask is not None:
+            bias = mask[:, None] if bias is None else bias + mask[:, None]
+        return (scores if bias is None else scores + bias).softmax(-1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
+        q, k, v = self.qkv_heads(x)
+        # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
+        return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))

@@ -1,0 +1,83 @@
+"""The small layers that blocks, merges and embeddings share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinexp.swin.windows import gather, inverse
+
+
+def build_norm(kind: str, dim: int, eps: float) -> nn.Module:
+    """Over the last dimension: "layer" as in the paper, or "rms", without mean and bias (arXiv 1910.07467)."""
+    return nn.LayerNorm(dim, eps=eps) if kind == "layer" else nn.RMSNorm(dim, eps=eps)
+
+
+class DropPath(nn.Module):
+    """Add a branch; while training, to images at random, and scaled up to keep the mean (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """(B, P, C), (B, P, C) -> (B, P, C)"""
+        if not self.training or self.rate == 0:
+            return x + branch
+        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        return torch.addcmul(x, branch, keep.to(branch.dtype))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel of a branch (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return x * self.gamma
+
+
+def build_scale(dim: int, start: float | None) -> nn.Module:
+    """A `LayerScale` that begins at `start`, or nothing."""
+    return nn.Identity() if start is None else LayerScale(dim, start)
+
+
+class DepthwiseConv(nn.Module):
+    """A 3×3 convolution of each channel on the map, across the borders of windows (arXiv 2105.15203, Mix-FFN)."""
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, dim: int, grid: tuple[int, int], order: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", inverse(order, len(order)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C), in the stage's order"""
+        rows = gather(x, self.back, self.order).unflatten(1, self.grid)  # (B, H, W, C)
+        rows = self.conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return gather(rows.flatten(1, 2), self.order, self.back)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, and `conv` before that where there is one."""
+
+    def __init__(self, dim: int, hidden: int, conv: DepthwiseConv | None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.conv = conv
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C)"""
+        x = self.fc1(x)
+        if self.conv is not None:
+            x = self.conv(x)
+        return self.fc2(F.gelu(x))

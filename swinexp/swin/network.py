@@ -1,0 +1,198 @@
+"""The network: stages of blocks, and what leads in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from swinexp.swin.attention import WindowAttention
+from swinexp.swin.embedding import PatchEmbedding, PatchMerging
+from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_scale
+from swinexp.swin.options import Attention, Block, Model, Patch, Window
+from swinexp.swin.windows import diagonal_mask, gather, inverse, placed, shift_mask, stage_order, take, window_order
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each added to what came in."""
+
+    order: Tensor | None
+    back: Tensor | None
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        grid: tuple[int, int],
+        window: int,
+        shift: tuple[int, int],
+        drop_path: float,
+        model: Model,
+        attention: Attention,
+        block: Block,
+    ) -> None:
+        super().__init__()
+        self.grid, self.window, self.shift = grid, window, shift
+        self.normed_first = block.placement == "pre"
+        stage = stage_order(*grid, window)
+        hidden = int(dim * model.mlp_ratio)
+        self.norm1 = build_norm(block.norm, dim, model.norm_eps)
+        self.attn = WindowAttention(dim, heads, window, attention, model.norm_eps)
+        self.norm2 = build_norm(block.norm, dim, model.norm_eps)
+        self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, stage) if block.depthwise_conv else None)
+        self.drop_path = DropPath(drop_path)
+        self.ls1 = build_scale(dim, block.layer_scale)
+        self.ls2 = build_scale(dim, block.layer_scale)
+        order = placed(window_order(*grid, window, shift), stage)
+        size = grid[0] * grid[1]
+        moves = not torch.equal(order, torch.arange(size))
+        mask = shift_mask(*grid, window, shift)
+        if attention.similarity == "local":
+            mask = diagonal_mask(mask)
+        self.register_buffer("order", order if moves else None, persistent=False)
+        self.register_buffer("back", inverse(order, size) if moves else None, persistent=False)
+        self.register_buffer("mask", mask if mask.any() else None, persistent=False)
+
+    def windows(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, G, T, C), the shift included"""
+        if self.order is not None and self.back is not None:
+            x = gather(x, self.order, self.back)
+        return x.unflatten(1, (-1, self.window**2))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C): into this block's windows, attend, and back."""
+        x = self.attn(self.windows(x), self.mask).flatten(1, 2)
+        if self.order is not None and self.back is not None:
+            x = gather(x, self.back, self.order)
+        return x
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, G, N, T, T): how much each token of a window attends to each."""
+        q, k, _ = self.attn.qkv_heads(self.windows(self.norm1(x) if self.normed_first else x))
+        return self.attn.weights(q, k, self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C)"""
+        if self.normed_first:
+            x = self.drop_path(x, self.ls1(self.attention(self.norm1(x))))
+            return self.drop_path(x, self.ls2(self.mlp(self.norm2(x))))
+        x = self.drop_path(x, self.ls1(self.norm1(self.attention(x))))
+        return self.drop_path(x, self.ls2(self.norm2(self.mlp(x))))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, then a patch merging unless it is the last stage."""
+
+    rows: Tensor
+
+    def __init__(
+        self, blocks: list[SwinBlock], downsample: PatchMerging | None, grid: tuple[int, int], order: Tensor
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.grid = grid
+        self.register_buffer("rows", inverse(order, len(order)), persistent=False)
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """Tokens in this stage's order to a map: (B, P, C) -> (B, H, W, C)"""
+        return take(x, self.rows).unflatten(1, self.grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage"""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Swin(nn.Module):
+    """Logits for images of one size.
+
+    `image_size` is (height, width) in pixels, or one number for square images. Linear layers and bias tables
+    start from a normal distribution of std 0.02 cut at ±2, biases at 0, as in the paper's code.
+    Raises `ValueError` for images that patches do not divide.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        window: Window,
+        patch: Patch,
+        attention: Attention,
+        block: Block,
+        image_size: int | tuple[int, int],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < patch.size or height % patch.size or width % patch.size:
+            raise ValueError(
+                f"images of {height}×{width} pixels cannot be cut into patches of {patch.size}×{patch.size}"
+            )
+        self.image_size = (height, width)
+        # The map of each stage, (H, W), and its window: no larger than the map, as in the paper's code.
+        grids = [(height // patch.size, width // patch.size)]
+        for _ in model.depths[1:]:
+            grids.append((math.ceil(grids[-1][0] / 2), math.ceil(grids[-1][1] / 2)))
+        windows = [min(window.size, *grid) for grid in grids]
+        orders = [stage_order(*grid, size) for grid, size in zip(grids, windows, strict=True)]
+        rates = iter(torch.linspace(0, model.drop_path, sum(model.depths)).tolist())
+        self.patch_embed = PatchEmbedding(patch, model.dim, orders[0], block.norm, model.norm_eps)
+        positions = torch.empty(1, len(orders[0]), model.dim)  # row by row, as in the paper's code
+        self.absolute_pos_embed = nn.Parameter(positions) if patch.absolute_position else None
+        stages = []
+        for i, (depth, heads, grid, size) in enumerate(zip(model.depths, model.heads, grids, windows, strict=True)):
+            dim = model.dim * 2**i
+            half = [size // 2 if window.shift and size < side else 0 for side in grid]
+            shifts = [(half[0], half[1]) if j % 2 else (0, 0) for j in range(depth)]
+            blocks = [
+                SwinBlock(dim, heads, grid, size, shift, next(rates), model, attention, block) for shift in shifts
+            ]
+            merging = None
+            if i + 1 < len(grids):
+                shifted = patch.embedding == "spt"
+                merging = PatchMerging(dim, orders[i], orders[i + 1], grid, shifted, block, model.norm_eps)
+            stages.append(Stage(blocks, merging, grid, orders[i]))
+        self.layers = nn.ModuleList(stages)
+        self.norm = build_norm(block.norm, dim, model.norm_eps)
+        self.head = nn.Linear(dim, classes)
+        self.apply(_initialise)
+        if self.absolute_pos_embed is not None:
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def stages(self) -> Iterator[Stage]:
+        """One after the other."""
+        return (stage for stage in self.layers if isinstance(stage, Stage))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> (B, P, C), what the first block gets. Raises `ValueError` for other images."""
+        if images.shape[1:] != (3, *self.image_size):
+            expected = " × ".join(str(side) for side in ("B", 3, *self.image_size))
+            raise ValueError(f"images must be {expected}, and these are {' × '.join(map(str, images.shape))}")
+        x = self.patch_embed(images)
+        if self.absolute_pos_embed is not None:
+            x = x + self.absolute_pos_embed[:, self.patch_embed.order]
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> logits (B, classes)"""
+        x = self.tokens(images)
+        for stage in self.layers:
+            x = stage(x)
+        return self.head(self.norm(x).mean(dim=1))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention) and module.attention.position_bias == "table":
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+    elif isinstance(module, SwinBlock) and not module.normed_first:
+        # Every block begins as the identity: what Swin V2's code does for stability at large sizes.
+        for norm in (module.norm1, module.norm2):
+            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]

@@ -1,0 +1,258 @@
+"""Weights from files: of swinexp, timm, torchvision and Microsoft, and for other windows, patches and classes.
+
+Nothing that a file holds is ever executed, and a network gets all of its weights or none.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinexp.mistake import Mistake, check, first_line
+from swinexp.swin.network import Swin
+
+KEY = "model.pretrained"
+WRAPPINGS = ("model", "state_dict", "model_state_dict")  # under which training scripts keep the weights
+PREFIXES = ("module.", "_orig_mod.")  # left behind by parallel training and by torch.compile
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")  # made anew by every network
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each tensor of a network: `resized` gives the shapes, there → here."""
+
+    source: str
+    loaded: list[str]
+    resized: dict[str, str]
+    fresh: list[str]
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.resized) + len(self.fresh)
+        parts = [f"{len(self.loaded)} of {total} tensors loaded ({self.source})"]
+        if self.resized:
+            parts.append("resized: " + ", ".join(f"{name} {change}" for name, change in _grouped(self.resized)))
+        if self.fresh:
+            parts.append(f"left fresh: {', '.join(self.fresh)}")
+        return "; ".join(parts)
+
+
+def load_pretrained(model: Swin, path: str | Path) -> Report:
+    """Give `model` the weights of a file, resized where that is meaningful.
+
+    Bias tables and absolute positions are resized bicubically, a patch embedding so that it answers to a resized patch
+    as it did to the patch; a head for another number of classes is left fresh. Everything else must fit.
+    Raises `Mistake` naming what does not, and then nothing is loaded.
+    """
+    found, source = translated(read(Path(path).expanduser()))
+    wanted = model.state_dict()
+    weights: dict[str, Tensor] = {}
+    resized, fresh, wrong = {}, [], []
+    for name, here in wanted.items():
+        there = found.pop(name, None)
+        if name.startswith("head.") and (there is None or _of_other_classes(there, here)):
+            fresh.append(name)
+            continue
+        if there is None:
+            wrong.append((name, "is missing"))
+            continue
+        change = f"{_shape(there)} → {_shape(here)}"
+        if there.shape != here.shape:
+            fitted = next((fit(there, here.shape) for end, fit in _RESIZED.items() if name.endswith(end)), None)
+            if fitted is None:
+                wrong.append((name, f"has another shape ({change})"))
+                continue
+            there, resized[name] = fitted, change
+        if not torch.isfinite(there).all():
+            wrong.append((name, "holds values that are not finite"))
+        weights[name] = there
+    wrong += [(name, "has no place") for name in found]
+    if wrong:
+        raise Mistake(
+            f"{KEY}={path}: these weights ({source}) do not fit this network: {_listed(wrong)}. "
+            "Type the model, window, patch, attention and block that they were made with"
+        )
+    model.load_state_dict({**wanted, **weights})
+    return Report(source, [name for name in weights if name not in resized], resized, fresh)
+
+
+def _of_other_classes(there: Tensor, here: Tensor) -> bool:
+    return there.ndim == here.ndim and there.shape[1:] == here.shape[1:] and there.shape != here.shape
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of one that torch saved, by name. Raises `Mistake`."""
+    last = path / "checkpoints" / "last.pt"
+    if path.is_dir():
+        there = f"Type {KEY}={last}" if last.exists() else f"Type {KEY}=FILE"
+        raise Mistake(f"{KEY}={path}: this is a folder, and a file is needed. {there}")
+    if not path.exists():
+        raise Mistake(f"{KEY}={path}: there is no such file. Type {KEY}=FILE, or {KEY}=null for none")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises almost anything
+        reason = first_line(error)
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it holds Python objects, which are never loaded because that can run any code"
+        raise Mistake(
+            f"{KEY}={path}: it cannot be read as weights ({reason}). Save them as safetensors, or with "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
+    for key in WRAPPINGS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor) and isinstance(name, str):
+            for prefix in PREFIXES:
+                name = name.removeprefix(prefix)
+            tensors[name] = value
+    if not tensors:
+        raise Mistake(f"{KEY}={path}: there are no weights in it. Save them with torch.save(model.state_dict(), FILE)")
+    return tensors
+
+
+def translated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The weights under our names, without what every network computes itself, and whose names they had."""
+    kept = {name: value for name, value in weights.items() if not name.endswith(COMPUTED)}
+    rename: Callable[[str], str]
+    if any(name.startswith("features.") for name in kept):
+        source, rename = "torchvision's names", _from_torchvision
+    elif any(name.startswith("head.fc.") for name in kept):
+        source, rename = "timm's names", _from_timm
+    else:
+        source, rename = "Microsoft's names, as ours", str
+    ours = {rename(name): value for name, value in kept.items()}
+    for name in [name for name in ours if name.endswith("attn.q_bias")]:  # of Swin V2: k has none
+        attention = name.removesuffix("q_bias")
+        q, v = ours.pop(name), ours.pop(f"{attention}v_bias", None)
+        if v is not None:
+            ours[f"{attention}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return ours, source
+
+
+def _from_timm(name: str) -> str:
+    """timm merges at the beginning of a stage, we at the end of the one before."""
+    name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name)
+    return name.replace("head.fc.", "head.")
+
+
+def _from_torchvision(name: str) -> str:
+    name = re.sub(r"^features\.0\.0\.", "patch_embed.proj.", name)
+    name = re.sub(r"^features\.0\.2\.", "patch_embed.norm.", name)
+    name = re.sub(r"^features\.(\d*[13579])\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.", name)
+    name = re.sub(r"^features\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", name)
+    return name.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+
+
+def resize_table(table: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A bias table for another window: ((2w-1)², N) -> `shape`, or None where that cannot be."""
+    (entries, heads), (wanted, wanted_heads) = table.shape, shape
+    there, here = math.isqrt(entries), math.isqrt(wanted)
+    if heads != wanted_heads or there**2 != entries or here**2 != wanted:
+        return None
+    grid = table.float().T.reshape(1, heads, there, there)
+    return F.interpolate(grid, (here, here), mode="bicubic", align_corners=False).reshape(heads, -1).T
+
+
+def _resize_positions(positions: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Absolute positions (1, P, C) of a square map for another one."""
+    if positions.ndim != 3 or positions.shape[2] != shape[2]:
+        return None
+    resized = resize_table(positions[0], shape[1:])
+    return None if resized is None else resized[None]
+
+
+def resize_patch(kernel: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A patch embedding for patches of another size: (C, 3, p, p) -> `shape`, or None where that cannot be.
+
+    A bicubically resized patch gets, as nearly as can be, the token that the patch got: the pseudo-inverse
+    resize of arXiv 2212.08013.
+    """
+    if kernel.ndim != 4 or kernel.shape[:2] != tuple(shape[:2]):
+        return None
+    there, here = kernel.shape[2:], tuple(shape[2:])
+    patches = torch.eye(math.prod(there)).view(-1, 1, *there)
+    resize = F.interpolate(patches, here, mode="bicubic", align_corners=False, antialias=True).flatten(1)
+    resized = kernel.float().flatten(2) @ torch.linalg.pinv(resize).T
+    return resized.view(*shape)
+
+
+_RESIZED: dict[str, Callable[[Tensor, Sequence[int]], Tensor | None]] = {
+    "relative_position_bias_table": resize_table,
+    "absolute_pos_embed": _resize_positions,
+    "patch_embed.proj.weight": resize_patch,
+}
+
+
+def freeze(model: Swin, patterns: Iterable[str]) -> list[str]:
+    """Train no parameter that one of `patterns` names: itself, a module above it, or either with wildcards.
+
+    Returns the names of what is frozen. Raises `Mistake` when a pattern names nothing or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen = set()
+    for pattern in patterns:
+        matching = [name for name in names if any(fnmatch.fnmatchcase(above, pattern) for above in _above(name))]
+        parts = ", ".join(name for name, _ in model.named_children())
+        check(
+            bool(matching),
+            "model.freeze",
+            pattern,
+            f"no parameter has this name; the network has {parts}, and layers.0, layers.0.blocks.1 … within",
+            "model.freeze=[patch_embed,layers.0]",
+        )
+        frozen.update(matching)
+    check(
+        len(frozen) < len(names),
+        "model.freeze",
+        list(patterns),
+        "that leaves nothing to train",
+        "model.freeze=[patch_embed,layers]",
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return [name for name in names if name in frozen]
+
+
+def _above(name: str) -> list[str]:
+    """A parameter's name and those of the modules that it is in."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(str(side) for side in tensor.shape) or "1"
+
+
+def _grouped(changes: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Those of one kind and change together: 12 tables are one entry."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, change in changes.items():
+        groups.setdefault((name.rpartition(".")[2], change), []).append(name)
+    return [(same[0] if len(same) == 1 else f"{len(same)} {kind}s", c) for (kind, c), same in groups.items()]
+
+
+def _listed(wrong: Sequence[tuple[str, str]], longest: int = 6) -> str:
+    """Names by what is wrong with them."""
+    problems: dict[str, list[str]] = {}
+    for name, problem in wrong:
+        problems.setdefault(problem, []).append(name)
+    parts = []
+    for problem, names in problems.items():
+        more = f" and {len(names) - longest} more" if len(names) > longest else ""
+        parts.append(f"{', '.join(names[:longest])}{more} {problem}")
+    return "; ".join(parts)
