@@ -52,7 +52,7 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
 
     aten = torch.ops.aten
 
-    def layer_norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
+    def norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
         return 2 * 5 * math.prod(shape)  # torch counts a multiply-add as two
 
     def outputs(*_: object, out_shape: tuple[int, ...], **__: object) -> int:
@@ -60,6 +60,9 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
 
     products = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution)
     twin = copy.deepcopy(model).to("meta").eval()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RMSNorm):  # which torch would take apart into operations that it does not count
+            twin.set_submodule(name, nn.LayerNorm(module.normalized_shape, device="meta").eval())
 
     def counted(mapping: dict[Any, Callable[..., int]]) -> Callable[[str], int]:
         counter = FlopCounterMode(display=False, custom_mapping=mapping)
@@ -77,10 +80,13 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
 
         return total
 
-    flops, activations = counted({aten.native_layer_norm: layer_norm}), counted(dict.fromkeys(products, outputs))
+    flops, activations = (
+        counted({aten.native_layer_norm: norm, aten.native_batch_norm: norm}),
+        counted(dict.fromkeys(products, outputs)),
+    )
     return {
         name: Cost(sum(p.numel() for p in module.parameters()), flops(name) // 2, activations(name))
-        for name, module in twin.named_modules()
+        for name, module in model.named_modules()
     }
 
 

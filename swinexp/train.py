@@ -29,7 +29,7 @@ from swinexp.data import Dataset, Split, load
 from swinexp.folder import write_atomically
 from swinexp.mistake import Mistake, check, first_line, one_of
 from swinexp.optim import build_optimizer, lr_scale
-from swinexp.swin import Swin, freeze, load_pretrained
+from swinexp.swin import Swin, fit, freeze, read
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -240,6 +240,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     """
     device = pick_device(run.trainer)
     deterministic(device)
+    pretrained = None if resuming else run.model.pretrained
+    weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
     dataset = load(run.data, run.test, run.trainer.limit_train)
     images = len(dataset.train)
     check(
@@ -249,12 +251,13 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         f"there are only {images} training images",
         f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
     )
+    model = build_model(run, len(dataset.classes))
+    report = None if weights is None else fit(model, weights)
     if device.type == "cpu":
         reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
         log.info("training on the CPU (%s; %d threads)", reason, torch.get_num_threads())
-    model = build_model(run, len(dataset.classes))
-    if run.model.pretrained is not None and not resuming:
-        log.info("model.pretrained: %s", load_pretrained(model, run.model.pretrained))
+    if report is not None:
+        log.info("model.pretrained: %s", report)
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     if frozen:
         whole = sum(p.numel() for p in model.parameters())

@@ -11,9 +11,9 @@ Parameters are named as in Microsoft's and timm's implementations, so that weigh
 """
 
 from swinexp.swin.inside import attention_maps, features, received, rollout
-from swinexp.swin.network import Swin
+from swinexp.swin.network import Swin, SwinBlock
 from swinexp.swin.options import Attention, Block, Model, Patch, Window, check_fit
-from swinexp.swin.pretrained import freeze, load_pretrained
+from swinexp.swin.pretrained import fit, freeze, load_pretrained, read
 
 __all__ = [
     "Attention",
@@ -21,12 +21,15 @@ __all__ = [
     "Model",
     "Patch",
     "Swin",
+    "SwinBlock",
     "Window",
     "attention_maps",
     "check_fit",
     "features",
+    "fit",
     "freeze",
     "load_pretrained",
+    "read",
     "received",
     "rollout",
 ]

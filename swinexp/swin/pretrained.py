@@ -26,6 +26,14 @@ COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The tensors of a file, by the names that they have there."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Report:
     """What became of each tensor of a network: `resized` gives the shapes, there → here."""
 
@@ -45,15 +53,20 @@ class Report:
 
 
 def load_pretrained(model: Swin, path: str | Path) -> Report:
-    """Give `model` the weights of a file, resized where that is meaningful.
+    """`fit` with what `read` finds in a file."""
+    return fit(model, read(path))
+
+
+def fit(model: Swin, weights: Weights) -> Report:
+    """Give `model` these weights, resized where that is meaningful.
 
     Bias tables and absolute positions are resized bicubically, a patch embedding so that it answers to a resized patch
     as it did to the patch; a head for another number of classes is left fresh. Everything else must fit.
     Raises `Mistake` naming what does not, and then nothing is loaded.
     """
-    found, source = translated(read(Path(path).expanduser()))
+    found, source = translated(weights.tensors)
     wanted = model.state_dict()
-    weights: dict[str, Tensor] = {}
+    fitting: dict[str, Tensor] = {}
     resized, fresh, wrong = {}, [], []
     for name, here in wanted.items():
         there = found.pop(name, None)
@@ -72,23 +85,24 @@ def load_pretrained(model: Swin, path: str | Path) -> Report:
             there, resized[name] = fitted, change
         if not torch.isfinite(there).all():
             wrong.append((name, "holds values that are not finite"))
-        weights[name] = there
+        fitting[name] = there
     wrong += [(name, "has no place") for name in found]
     if wrong:
         raise Mistake(
-            f"{KEY}={path}: these weights ({source}) do not fit this network: {_listed(wrong)}. "
+            f"{KEY}={weights.path}: these weights ({source}) do not fit this network: {_listed(wrong)}. "
             "Type the model, window, patch, attention and block that they were made with"
         )
-    model.load_state_dict({**wanted, **weights})
-    return Report(source, [name for name in weights if name not in resized], resized, fresh)
+    model.load_state_dict({**wanted, **fitting})
+    return Report(source, [name for name in fitting if name not in resized], resized, fresh)
 
 
 def _of_other_classes(there: Tensor, here: Tensor) -> bool:
     return there.ndim == here.ndim and there.shape[1:] == here.shape[1:] and there.shape != here.shape
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of one that torch saved, by name. Raises `Mistake`."""
+def read(path: str | Path) -> Weights:
+    """The weights of a safetensors file, or of one that torch saved. Raises `Mistake`."""
+    path = Path(path).expanduser()
     last = path / "checkpoints" / "last.pt"
     if path.is_dir():
         there = f"Type {KEY}={last}" if last.exists() else f"Type {KEY}=FILE"
@@ -122,7 +136,7 @@ def read(path: Path) -> dict[str, Tensor]:
             tensors[name] = value
     if not tensors:
         raise Mistake(f"{KEY}={path}: there are no weights in it. Save them with torch.save(model.state_dict(), FILE)")
-    return tensors
+    return Weights(path, tensors)
 
 
 def translated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -134,7 +148,7 @@ def translated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     elif any(name.startswith("head.fc.") for name in kept):
         source, rename = "timm's names", _from_timm
     else:
-        source, rename = "Microsoft's names, as ours", str
+        source, rename = "Microsoft's names, which are ours", str
     ours = {rename(name): value for name, value in kept.items()}
     for name in [name for name in ours if name.endswith("attn.q_bias")]:  # of Swin V2: k has none
         attention = name.removesuffix("q_bias")
