@@ -1,8 +1,9 @@
 """What a network costs: parameters, FLOPs and activations by module, and images/s on this device.
 
     python -m swinexp.describe model=cifar window=w4 patch=p2
+    python -m swinexp.describe model=swin_t window=w7 patch=p4 data.image_size=224 --classes=1000
 
-takes the same overrides as swinexp.run and trains nothing.
+takes the same overrides as swinexp.run, and trains nothing; without --classes, the head is for 10.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from swinexp.config import Run
-
-
-CLASSES = 10  # of the network that is described
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,9 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
     }
 
 
-def throughput(run: Run, model: nn.Module, device: torch.device, seconds: float = 4.0) -> dict[str, float]:
+def throughput(
+    run: Run, model: nn.Module, classes: int, device: torch.device, seconds: float = 4.0
+) -> dict[str, float]:
     """Images/s of the training path and of evaluation, on random images; without the first call, which warms up."""
     import torch
 
@@ -100,9 +100,9 @@ def throughput(run: Run, model: nn.Module, device: torch.device, seconds: float 
 
     size, batch = run.data.image_size, run.trainer.batch_size
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-    split = Split(images, torch.randint(CLASSES, (batch,)))
+    split = Split(images, torch.randint(classes, (batch,)))
     half = torch.full((3,), 0.5)
-    dataset = Dataset([str(i) for i in range(CLASSES)], split, split, None, half, half).to(device)
+    dataset = Dataset([str(i) for i in range(classes)], split, split, None, half, half).to(device)
     forward: Any = torch.compile(model) if run.trainer.compile else model
     state = State(model, forward, build_optimizer(run.optimizer, model), torch.zeros((), device=device))
 
@@ -120,8 +120,8 @@ def throughput(run: Run, model: nn.Module, device: torch.device, seconds: float 
     }
 
 
-def describe(run: Run) -> None:
-    """Print the table of a run's network."""
+def describe(run: Run, classes: int) -> None:
+    """Print the table of a run's network with a head for so many classes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -130,7 +130,7 @@ def describe(run: Run) -> None:
 
     device = pick_device(run.trainer)
     deterministic(device)
-    model = build_model(run, CLASSES)
+    model = build_model(run, classes)
     costs = count(model, run.data.image_size)
     table = Table()
     table.add_column("module")
@@ -146,9 +146,9 @@ def describe(run: Run) -> None:
     table.add_row("all", f"{whole.parameters:,}", f"{whole.flops:,}", f"{whole.activations:,}", style="bold")
     console = Console()
     size = run.data.image_size
-    console.print(f"one image of {size}×{size} pixels, {CLASSES} classes; a FLOP is a multiply-add", highlight=False)
+    console.print(f"one image of {size}×{size} pixels, {classes} classes; a FLOP is a multiply-add", highlight=False)
     console.print(table)
-    rates = throughput(run, model.to(device), device)
+    rates = throughput(run, model.to(device), classes, device)
     line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     console.print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}", highlight=False)
 
@@ -161,8 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with reported(overrides):
         from swinexp.config import typed
+        from swinexp.mistake import check
 
-        describe(typed(compose(overrides)))
+        flags = [argument for argument in overrides if argument.startswith("--classes")]
+        classes = flags[-1].removeprefix("--classes").removeprefix("=") if flags else "10"
+        fits = classes.isdecimal() and int(classes) >= 1
+        check(fits, "--classes", classes, "a whole number from 1", "--classes=10")
+        describe(typed(compose([argument for argument in overrides if argument not in flags])), int(classes))
 
 
 if __name__ == "__main__":

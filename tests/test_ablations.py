@@ -340,3 +340,23 @@ class TestBlocks:
         assert spared >= {"logit_scale", "absolute_pos_embed", "gamma", "bias"}
         assert not any(decays(name, p) for name, p in model.named_parameters() if "cpb_mlp" in name)
         assert decays("layers.0.blocks.0.attn.qkv.weight", model.layers[0].blocks[0].attn.qkv.weight)  # type: ignore[index, union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    "override", ["attention=swin", "attention=swinv2", "attention=lsa", "patch=p2_spt", "block=depthwise_conv"]
+)
+def test_compiles_without_graph_breaks_to_the_same_values(override: str) -> None:
+    """As one graph, forward and backward; what then becomes of the graph is torch's affair, and is not waited for."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = variant(override, "model.dim=24", "model.depths=[2,2]", "model.heads=[3,6]", "model.drop_path=0")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for forward in (model, compiled):
+        model.zero_grad()
+        forward(images).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    eager, ours = gradients
+    for name, gradient in eager.items():
+        assert torch.allclose(ours[name], gradient, atol=1e-5, rtol=1e-3), name

@@ -56,9 +56,9 @@ def test_the_command_prints_table_and_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(describe.throughput, "__defaults__", (0.05,))
-    describe.main(list(SMALL))
+    describe.main([*SMALL, "--classes=12"])
     out = capsys.readouterr().out
-    whole = count(build_model(small_run(), classes=10), 16)[""]
+    whole = count(build_model(small_run(), classes=12), 16)[""]
     assert f"{whole.parameters:,}" in out
     assert f"{whole.flops:,}" in out
     assert "layers.1.blocks.1" in out
@@ -68,9 +68,10 @@ def test_the_command_prints_table_and_speed(
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, instead in ((["model=tinny"], "model=tiny"), (["window.size=5"], "window.size=4")):
+    mistakes = {"model=tinny": "model=tiny", "window.size=5": "window.size=4", "--classes=ten": "--classes=10"}
+    for argument, instead in mistakes.items():
         with pytest.raises(SystemExit) as stop:
-            describe.main(arguments)
+            describe.main([argument])
         assert stop.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(f"Type {instead}")
