@@ -7,9 +7,9 @@ import torch
 
 from swinexp.mistake import Mistake
 from swinexp.optim import SGD, AdamW, Constant, Cosine, build_optimizer, lr_scale
-from swinexp.swin import Model, Patch, Swin, Window
+from tests.conftest import network
 
-SWIN = Swin(Model(16, [2], [1], 2.0, 0.0), Window(2, True), Patch(4), 16, 3)
+SWIN = network(16, 3, model={"dim": 16, "depths": [2], "heads": [1]}, window={"size": 2}, patch={"size": 4})
 
 
 def test_weight_decay_is_for_matrices_and_kernels() -> None:
