@@ -27,7 +27,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
     ("argument", "line"),
     [
         ("trainer.epohcs=3", "trainer.epohcs=3: no such key; trainer has epochs, batch_size, label_smoothing, clip_norm, device, precision, compile, limit_train. Type trainer.epochs=3"),
-        ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, small, tiny. Type model=tiny"),
+        ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart. Type experiment=quickstart"),
         ("sweep=size", "sweep=size: no such option; there are sizes. Type sweep=sizes"),
         ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, cache. Type data=cifar10 data.root=images"),
