@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from swinexp.augment import augment, normalise
+from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split, load
 from swinexp.folder import write_atomically
 from swinexp.mistake import Mistake, check, first_line, one_of
@@ -262,6 +262,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if frozen:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
+    if not run.augmentation.normalise:
+        dataset = replace(dataset, mean=torch.zeros(3), std=torch.ones(3))
     return model.to(device), dataset.to(device)
 
 
@@ -320,14 +322,19 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
 
     Nothing in a step waits for the device.
     """
-    device, train_set, batch_size = dataset.mean.device, dataset.train, run.trainer.batch_size
+    device, train_set = dataset.mean.device, dataset.train
+    batch_size, repeats = run.trainer.batch_size, run.augmentation.repeats
     steps = steps_per_epoch(run, dataset)
     epoch, start = divmod(state.step, steps)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     generator, drop_path = Generator(device), default_generator(device)
-    order = torch.randperm(
-        len(train_set), generator=generator.manual_seed(derive(run.seed, "order", epoch)), device=device
-    )
+    generator.manual_seed(derive(run.seed, "order", epoch))
+    order = torch.randperm(len(train_set), generator=generator, device=device)
+    order = order[: steps * (batch_size // repeats)].repeat_interleave(repeats)
+    mirrored = None
+    if run.augmentation.flip_in_turn:
+        generator.manual_seed(derive(run.seed, "flip"))
+        mirrored = mirrored_in_turn(len(train_set), epoch, generator)
     state.forward.train()
     began = time.perf_counter()
     for index in order.split(batch_size)[start:steps]:
@@ -336,7 +343,14 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
         drop_path.manual_seed(derive(run.seed, "drop path", state.step))
         batch = train_set[index]
         images, labels = augment(
-            run.augmentation, batch.images, batch.labels, len(dataset.classes), dataset.mean, dataset.std, generator
+            run.augmentation,
+            batch.images,
+            batch.labels,
+            len(dataset.classes),
+            dataset.mean,
+            dataset.std,
+            generator,
+            None if mirrored is None else mirrored[index],
         )
         # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
         scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)

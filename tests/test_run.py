@@ -44,7 +44,12 @@ def test_help_and_typos_are_answered_without_heavy_imports(arguments: list[str],
 def test_help_lists_groups_and_examples(command: Command) -> None:
     done = command("--help")
     assert done.returncode == 0
-    for text in ("model: base, cifar, nano, small, swin_b, swin_s, swin_t, tiny", "sweep: sizes", "experiment=quickstart", "weight_decay"):
+    for text in (
+        "model: base, cifar, nano, small, swin_b, swin_s, swin_t, tiny",
+        "sweep: sizes",
+        "experiment=quickstart",
+        "weight_decay",
+    ):
         assert text in done.stdout
 
 

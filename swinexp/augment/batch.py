@@ -1,0 +1,170 @@
+"""What the group augmentation decides, and the way of a batch through it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from swinexp.augment.colour import jitter
+from swinexp.augment.mixing import cutmix, mixup
+from swinexp.augment.policies import BINS, POLICIES, auto_augment, rand_augment, trivial_augment
+from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, random_flip, random_resized_crop
+from swinexp.mistake import check, one_of, shown
+
+MIXES = ("cutmix", "mixup", "switch")
+
+
+@dataclass
+class Augmentation:
+    """What is done to training images, in this order; every image draws for itself.
+
+    `resized_crop`   range of its share of the image's area, or null
+    `policy`         null or one of `POLICIES`; `rand_operations` and `rand_magnitude` are RandAugment's n and m
+    `flip`           mirrors half of the images; with `flip_in_turn` each image in every second epoch
+    `crop`           pixels of padding
+    `jitter`         strengths of brightness, contrast, saturation and hue, or null
+    `erase`          share of the images that lose a rectangle
+    `cutout`         side of the square that every image loses
+    `mix`            null or one of `MIXES`, switch being either, half of the time; on a share `mix_prob` of the
+                     batches, drawn for each image or, without `mix_each`, once for the batch
+    `repeats`        views of an image in a batch
+    `normalise`      the network sees mean 0 and standard deviation 1, and otherwise [0, 1]
+    """
+
+    resized_crop: list[float] | None
+    policy: str | None
+    rand_operations: int
+    rand_magnitude: int
+    flip: bool
+    flip_in_turn: bool
+    crop: int
+    jitter: list[float] | None
+    erase: float
+    cutout: int
+    mix: str | None
+    mix_prob: float
+    mix_each: bool
+    mixup_alpha: float
+    cutmix_alpha: float
+    repeats: int
+    normalise: bool
+
+    def __post_init__(self) -> None:
+        for key in ("crop", "cutout"):
+            value = getattr(self, key)
+            check(value >= 0, f"augmentation.{key}", value, "pixels, 0 for none", f"augmentation.{key}=4")
+        for key in ("erase", "mix_prob"):
+            value = getattr(self, key)
+            check(0 <= value <= 1, f"augmentation.{key}", value, "a share between 0 and 1", f"augmentation.{key}=0.25")
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, key)
+            check(0 < value < math.inf, f"augmentation.{key}", value, "a positive number", f"augmentation.{key}=1")
+        if self.policy is not None:
+            one_of("augmentation.policy", self.policy, POLICIES)
+        if self.mix is not None:
+            one_of("augmentation.mix", self.mix, MIXES)
+        n, m = self.rand_operations, self.rand_magnitude
+        check(n >= 1, "augmentation.rand_operations", n, "at least 1", "augmentation.rand_operations=2")
+        most = BINS - 1
+        check(0 <= m <= most, "augmentation.rand_magnitude", m, f"0 to {most}", "augmentation.rand_magnitude=9")
+        check(self.repeats >= 1, "augmentation.repeats", self.repeats, "at least 1 view", "augmentation.repeats=1")
+        check(
+            self.flip or not self.flip_in_turn,
+            "augmentation.flip_in_turn",
+            True,
+            "images are not mirrored (augmentation.flip=false)",
+            "augmentation.flip=true, or augmentation.flip_in_turn=false",
+        )
+        area = self.resized_crop
+        check(
+            area is None or (len(area) == 2 and 0 < area[0] <= area[1] <= 1),
+            "augmentation.resized_crop",
+            area,
+            "the least and the largest share of the image's area, or null",
+            "augmentation.resized_crop=[0.35,1]",
+        )
+        check(
+            self.jitter is None
+            or (
+                len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter[:3]) <= 1 and self.jitter[3] <= 0.5
+            ),
+            "augmentation.jitter",
+            self.jitter,
+            "strengths of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), or null",
+            f"augmentation.jitter={shown([0.4, 0.4, 0.4, 0.1])}",
+        )
+
+
+def augment(
+    config: Augmentation,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    mean: Tensor,
+    std: Tensor,
+    generator: Generator,
+    mirrored: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """uint8 images (B, 3, H, W) and labels (B,) -> normalised float images, label weights (B, K) that sum to 1.
+
+    `mean` and `std` are (3,); `generator` is on the images' device and decides every draw; `mirrored` (B,) says
+    which images `flip_in_turn` mirrors.
+    """
+    if config.resized_crop is not None:
+        images = random_resized_crop(images, config.resized_crop, generator)
+    if config.policy == "trivial":
+        images = trivial_augment(images, generator)
+    elif config.policy == "rand":
+        images = rand_augment(images, config.rand_operations, config.rand_magnitude, generator)
+    elif config.policy == "auto":
+        images = auto_augment(images, generator)
+    if config.flip:
+        images = random_flip(images, generator) if mirrored is None else flip(images, mirrored)
+    if config.crop:
+        images = random_crop(images, config.crop, generator)
+    if config.jitter is not None:
+        images = jitter(images, config.jitter, generator)
+    pixels = normalise(images, mean, std)
+    if config.erase:
+        pixels = random_erase(pixels, config.erase, generator)
+    if config.cutout:
+        pixels = cutout(pixels, config.cutout, generator)
+    weights = (labels[:, None] == torch.arange(classes, device=labels.device)).to(pixels.dtype)
+    if config.mix is not None:
+        pixels, weights = _mixed(config, pixels, weights, generator)
+    return pixels, weights
+
+
+def _mixed(config: Augmentation, pixels: Tensor, weights: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """The batch mixed, or as it is, without asking the device which."""
+    draw = torch.rand(2, generator=generator, device=pixels.device)
+    if config.mix in ("mixup", "switch"):
+        of_mixup = mixup(pixels, weights, config.mixup_alpha, config.mix_each, generator)
+    if config.mix in ("cutmix", "switch"):
+        of_cutmix = cutmix(pixels, weights, config.cutmix_alpha, config.mix_each, generator)
+    if config.mix == "switch":
+        mixed = [torch.where(draw[1] < 0.5, a, b) for a, b in zip(of_mixup, of_cutmix, strict=True)]
+    else:
+        mixed = list(of_mixup if config.mix == "mixup" else of_cutmix)
+    if config.mix_prob == 1:
+        return mixed[0], mixed[1]
+    happens = draw[0] < config.mix_prob
+    return torch.where(happens, mixed[0], pixels), torch.where(happens, mixed[1], weights)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float, (pixel / 255 - mean) / std for each channel."""
+    scale = 1 / (255 * std)
+    return images.float() * scale[:, None, None] - (mean / std)[:, None, None]
+
+
+def mirrored_in_turn(count: int, epoch: int, generator: Generator) -> Tensor:
+    """(count,) bool: the images that are mirrored in this epoch, which are those that were not in the one before.
+
+    `generator` decides the first epoch, and must be seeded alike in all of them. As in airbench (arXiv 2404.00498).
+    """
+    first = torch.rand(count, generator=generator, device=generator.device) < 0.5
+    return first ^ bool(epoch % 2)

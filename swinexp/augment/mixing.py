@@ -1,0 +1,49 @@
+"""Mixing each image with another of its batch, and their labels with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from swinexp.augment.spatial import boxes
+
+
+def mixup(images: Tensor, weights: Tensor, alpha: float, each: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """λ · image + (1 - λ) · another, labels in the same way, with λ ~ Beta(α, α) (arXiv 1710.09412).
+
+    λ is drawn for each image, or once for the batch. (B, C, H, W), (B, K) -> the same shapes
+    """
+    share = beta(alpha, len(images), each, images.device, generator)
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
+    images = images.lerp(images[partner], (1 - share).view(-1, 1, 1, 1).to(images.dtype))
+    return images, weights.lerp(weights[partner], (1 - share)[:, None])
+
+
+def cutmix(images: Tensor, weights: Tensor, alpha: float, each: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another image into each, labels by the area that was really pasted (arXiv 1905.04899).
+
+    Its area is 1 - λ of the image, λ ~ Beta(α, α), before the border cuts it; its centre is anywhere. Drawn for each
+    image, or once for the batch. (B, C, H, W), (B, K) -> the same shapes
+    """
+    B, _, H, W = images.shape
+    side = (1 - beta(alpha, B, each, images.device, generator)).sqrt()
+    centre = torch.rand(2, B, generator=generator, device=images.device)
+    if not each:
+        centre = centre[:, :1].expand(2, B)
+    partner = torch.randperm(B, generator=generator, device=images.device)
+    edges = []
+    for size, at in ((H, centre[0]), (W, centre[1])):
+        half = (size * side).floor() // 2
+        middle = (size * at).floor()
+        edges.append(((middle - half).clamp(min=0), (middle + half).clamp(max=size)))
+    (top, bottom), (left, right) = edges
+    inside = boxes(top, left, bottom, right, H, W)
+    share = ((bottom - top) * (right - left) / (H * W))[:, None]
+    return torch.where(inside[:, None], images[partner], images), weights.lerp(weights[partner], share)
+
+
+def beta(alpha: float, count: int, each: bool, device: torch.device, generator: Generator) -> Tensor:
+    """(count,) draws of Beta(α, α), or one draw so many times."""
+    rate = torch.full((2, count if each else 1), alpha, device=device)
+    one, other = torch._standard_gamma(rate, generator=generator)
+    return (one / (one + other)).nan_to_num(0.5).expand(count)  # both underflow to 0 for a tiny α

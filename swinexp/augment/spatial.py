@@ -1,0 +1,117 @@
+"""Where pixels come from, and which are covered: crops, flips, rectangles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+ASPECT = (3 / 4, 4 / 3)  # of a resized crop
+ERASED = ((0.02, 0.33), (0.3, 3.3))  # area and aspect ratio of what is erased
+TRIALS = 10  # to draw a rectangle that fits
+
+
+def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
+    """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)"""
+    B, C, H, W = images.shape
+    device = images.device
+    top = torch.randint(2 * padding + 1, (B, 1), generator=generator, device=device)
+    left = torch.randint(2 * padding + 1, (B, 1), generator=generator, device=device)
+    rows = top + torch.arange(H, device=device)  # (B, H)
+    columns = left + torch.arange(W, device=device)  # (B, W)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    index = rows[:, :, None] * (W + 2 * padding) + columns[:, None]
+    return padded.flatten(2).gather(2, index.view(B, 1, -1).expand(B, C, -1)).view(B, C, H, W)
+
+
+def random_resized_crop(images: Tensor, scale: Sequence[float], generator: Generator) -> Tensor:
+    """A rectangle of each image, of an area within `scale` of the whole, at the image's size (arXiv 1409.4842).
+
+    Aspect ratio 3/4 to 4/3, log-uniform; bilinear, as torchvision's without antialiasing. uint8 (B, C, H, W) -> same
+    """
+    B, _, H, W = images.shape
+    top, left, height, width = _rectangles(B, (H, W), (H, W), (scale[0], scale[1]), ASPECT, generator, images.device)
+    whole = height == 0  # no rectangle fitted
+    height, width = torch.where(whole, H, height), torch.where(whole, W, width)
+    return resized_crop(images, top, left, height, width)
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """The rectangle of each image, each (B,), at the image's size. uint8 (B, C, H, W) -> the same"""
+    H, W = images.shape[-2:]
+
+    def sources(start: Tensor, length: Tensor, size: int) -> Tensor:
+        places = (torch.arange(size, device=images.device) + 0.5) * (length / size)[:, None] - 0.5
+        places = torch.minimum(places.clamp(min=0), (length - 1)[:, None]) + start[:, None]
+        return (2 * places + 1) / size - 1  # grid_sample wants the image to reach from -1 to 1
+
+    y, x = sources(top, height, H), sources(left, width, W)
+    grid = torch.stack([x[:, None].expand(-1, H, W), y[:, :, None].expand(-1, H, W)], dim=-1)
+    return F.grid_sample(images.float(), grid, align_corners=False).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def random_flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror half of the images left to right. (B, C, H, W) -> (B, C, H, W)"""
+    return flip(images, torch.rand(len(images), generator=generator, device=images.device) < 0.5)
+
+
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the images of which `mirrored` (B,) says so left to right."""
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def random_erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Set a rectangle to 0 in a share of the images (arXiv 1708.04896). (B, C, H, W) -> (B, C, H, W)
+
+    Area 2 % to 33 % of the image, aspect ratio 0.3 to 3.3, log-uniform.
+    """
+    B, _, H, W = images.shape
+    top, left, height, width = _rectangles(B, (H, W), (H - 1, W - 1), *ERASED, generator, images.device)
+    hit = torch.rand(B, generator=generator, device=images.device) < probability
+    inside = boxes(top, left, top + height, left + width, H, W) & hit[:, None, None]
+    return images.masked_fill(inside[:, None], 0)
+
+
+def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
+    """Set a square around a pixel drawn anywhere to 0; the border cuts it (arXiv 1708.04552)."""
+    B, _, H, W = images.shape
+    draw = torch.rand(2, B, generator=generator, device=images.device)
+    top, left = ((at * size).floor() - side // 2 for at, size in zip(draw, (H, W), strict=True))
+    return images.masked_fill(boxes(top, left, top + side, left + side, H, W)[:, None], 0)
+
+
+def _rectangles(
+    count: int,
+    size: tuple[int, int],
+    largest: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: Generator,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """top, left, height and width, each (count,), of rectangles within images of `size` (rows, columns).
+
+    Area and aspect ratio are drawn until the rectangle is no larger than `largest`, ten times at most; if none was,
+    it has no pixels.
+    """
+    draw = torch.rand(2, TRIALS, count, generator=generator, device=device)
+    pixels = size[0] * size[1] * (area[0] + (area[1] - area[0]) * draw[0])
+    ratio = torch.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * draw[1])
+    tall, wide = (pixels * ratio).sqrt().round(), (pixels / ratio).sqrt().round()
+    fits = (tall <= largest[0]) & (wide <= largest[1]) & (tall > 0) & (wide > 0)
+    first = fits.int().argmax(dim=0, keepdim=True)
+    tall, wide = (sides.gather(0, first)[0] * fits.any(dim=0) for sides in (tall, wide))
+    place = torch.rand(2, count, generator=generator, device=device)
+    return (place[0] * (size[0] - tall + 1)).floor(), (place[1] * (size[1] - wide + 1)).floor(), tall, wide
+
+
+def boxes(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) bool: the pixels of each image with top ≤ y < bottom and left ≤ x < right, each (B,)."""
+    y = torch.arange(height, device=top.device)
+    x = torch.arange(width, device=top.device)
+    rows = (y >= top[:, None]) & (y < bottom[:, None])
+    columns = (x >= left[:, None]) & (x < right[:, None])
+    return rows[:, :, None] & columns[:, None, :]
