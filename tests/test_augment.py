@@ -1,12 +1,37 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from swinexp.augment import Augmentation, augment, cutmix, normalise, random_crop, random_erase, random_flip
+from swinexp.augment import (
+    Augmentation,
+    augment,
+    cutmix,
+    cutout,
+    jitter,
+    mirrored_in_turn,
+    mixup,
+    normalise,
+    random_crop,
+    random_erase,
+    random_flip,
+    random_resized_crop,
+)
+from swinexp.augment.mixing import beta
 from swinexp.mistake import Mistake
+from tests.conftest import small_run
+
+NONE = Augmentation(
+    resized_crop=None, policy=None, rand_operations=2, rand_magnitude=9, flip=False, flip_in_turn=False, crop=0,
+    jitter=None, erase=0.0, cutout=0, mix=None, mix_prob=1.0, mix_each=True, mixup_alpha=1.0, cutmix_alpha=1.0, repeats=1,
+    normalise=True,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -66,71 +91,194 @@ def test_erase_clears_one_rectangle_in_the_given_share_of_images(generator: Gene
             assert line.int().diff().abs().sum() <= 2
 
 
-def test_cutmix_weights_are_the_pasted_areas(generator: Generator) -> None:
-    # Image i is filled with the value i, and has the label i: what is pasted can be read off the pixels.
+def of_one_colour(count: int) -> Tensor:
+    """Image i is filled with the value i, so that what is mixed in can be read off the pixels."""
+    return torch.arange(count).float()[:, None, None, None].expand(count, 3, 16, 16)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_cutmix_weights_are_the_pasted_areas(each: bool, generator: Generator) -> None:
     count = 64
-    images = torch.arange(count).float()[:, None, None, None].expand(count, 3, 16, 16)
-    mixed, weights = cutmix(images, torch.eye(count), 1.0, generator)
+    mixed, weights = cutmix(of_one_colour(count), torch.eye(count), 1.0, each, generator)
     for image, weight in zip(mixed, weights, strict=True):
         expected = torch.bincount(image[0].long().flatten(), minlength=count) / 256
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
-    assert (weights.max(dim=1).values < 1).float().mean() > 0.8  # nearly every image got something
-    assert 0.3 < weights.diagonal().mean() < 0.8
+    pasted = (mixed != of_one_colour(count))[:, 0]
+    holes = {tuple(hole.flatten().tolist()) for hole in pasted if hole.any()}
+    assert len(holes) > count / 2 if each else len(holes) == 1
+    for hole in pasted:
+        assert torch.equal(hole, hole.any(1)[:, None] & hole.any(0)[None, :])
 
 
-def test_cutmix_leaves_its_share_of_batches_clean() -> None:
-    images = torch.rand(8, 3, 8, 8)
-    weights = torch.eye(8)
-    clean = 0
-    for seed in range(300):
-        mixed, mixed_weights = cutmix(images, weights, 0.5, Generator().manual_seed(seed))
-        if torch.equal(mixed, images):
-            assert torch.equal(mixed_weights, weights)
-            clean += 1
-    assert 110 < clean < 190
+@pytest.mark.parametrize("each", [True, False])
+def test_mixup_mixes_pixels_and_labels_alike(each: bool, generator: Generator) -> None:
+    count = 64
+    mixed, weights = mixup(of_one_colour(count), torch.eye(count), 0.4, each, generator)
+    torch.testing.assert_close(mixed[:, 0, 0, 0], weights @ torch.arange(count).float(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(weights.sum(1), torch.ones(count))
+    shares = weights.diagonal()
+    assert len(shares.unique()) > count / 2 if each else len(shares[shares < 1].unique()) == 1
 
 
-def test_everything_together_depends_on_the_generator_alone(images: Tensor) -> None:
-    strong = Augmentation(crop=2, flip=True, erase=0.5, mix="cutmix", mix_prob=1.0)
+def test_shares_follow_the_beta_distribution(generator: Generator) -> None:
+    for alpha in (0.2, 1.0, 3.0):
+        draws = beta(alpha, 20_000, True, torch.device("cpu"), generator)
+        assert draws.mean().item() == pytest.approx(0.5, abs=0.01)
+        assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+        assert len(beta(alpha, 100, False, torch.device("cpu"), generator).unique()) == 1
+    assert beta(1e-6, 1000, True, torch.device("cpu"), generator).isfinite().all()
+
+
+def augmented(images: Tensor, generator: Generator, mirrored: Tensor | None = None, **changes: Any) -> Tensor:
+    """Pixels that nothing but `changes` augments, from 0 to 1, one class an image."""
+    labels = torch.arange(len(images))
+    pixels, weights = augment(
+        replace(NONE, **changes), images, labels, len(images), torch.zeros(3), torch.ones(3), generator, mirrored
+    )
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(images)))
+    return pixels
+
+
+def test_mixing_happens_to_its_share_of_the_batches() -> None:
+    """Pasted pixels are those of some image, mixed ones lie between two."""
+    few = (10 * of_one_colour(8)).to(torch.uint8)
+    for mix, kinds in (("cutmix", {"cut"}), ("mixup", {"up"}), ("switch", {"cut", "up"})):
+        seen: Counter[str] = Counter()
+        for seed in range(200):
+            values = augmented(few, Generator().manual_seed(seed), mix=mix, mix_prob=0.4) * 25.5
+            pasted = (values - values.round()).abs().max() < 1e-4
+            seen["up" if not pasted else "clean" if torch.equal(values.round(), few / 10) else "cut"] += 1
+        assert 90 < seen.pop("clean") < 150
+        assert set(seen) == kinds
+        assert max(seen.values()) < 75 or len(kinds) == 1
+
+
+def test_images_flipped_in_turn_are_mirrored_in_every_second_epoch(images: Tensor, generator: Generator) -> None:
+    epochs = [mirrored_in_turn(600, epoch, Generator().manual_seed(9)) for epoch in range(4)]
+    assert 240 < epochs[0].sum() < 360
+    assert torch.equal(epochs[1], ~epochs[0])
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
+    pixels = augmented(images, generator, epochs[0], flip=True)
+    expected = torch.where(epochs[0][:, None, None, None], images.flip(-1), images)
+    assert torch.equal(pixels, normalise(expected, torch.zeros(3), torch.ones(3)))
+
+
+def test_cutout_clears_a_square_that_the_border_may_cut(generator: Generator) -> None:
+    hole = cutout(torch.ones(3000, 3, 16, 16), 6, generator)[:, 0] == 0
+    area = hole.flatten(1).sum(1)
+    assert area.max() == 36
+    assert area.min() == 9  # a centre in a corner
+    assert hole.float().mean(0).min() > 0.02
+    rows, columns = hole.any(2).sum(1), hole.any(1).sum(1)
+    assert torch.equal(rows * columns, area)
+
+
+def test_a_resized_crop_has_its_share_of_the_area(generator: Generator) -> None:
+    """On a ramp from left to right, the crop's extent is the range of its values."""
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8).expand(2000, 3, 64, 64)
+    square = torch.stack([ramp[:, 0], ramp[:, 0].mT, ramp[:, 0]], dim=1)
+    cropped = random_resized_crop(square, [0.2, 0.5], generator).float()
+    width, height = ((cropped[:, c].amax((1, 2)) - cropped[:, c].amin((1, 2))) / 255 for c in (0, 1))
+    area, ratio = width * height, width / height
+    assert 0.15 < area.min() < 0.22
+    assert 0.46 < area.max() < 0.52
+    assert 0.7 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.4
+    assert (random_resized_crop(square, [1, 1], generator).int() - square.int()).abs().max() <= 4
+
+
+def test_jitter_changes_what_it_is_asked_to_and_each_image_in_its_own_way(generator: Generator) -> None:
+    grey = torch.full((500, 3, 4, 4), 100, dtype=torch.uint8)
+    brighter = jitter(grey, [0.4, 0, 0, 0], generator)[:, 0, 0, 0].float() / 100
+    assert 0.59 < brighter.min() < 0.65
+    assert 1.35 < brighter.max() < 1.41
+    same = jitter(grey, [0, 0.4, 0.4, 0.1], generator).int()  # without contrast or colour, to rounding
+    assert (same - grey).abs().max() <= 2
+    red = grey.clone()
+    red[:, 0] = 200
+    turned = jitter(red, [0, 0, 0, 0.5], generator)
+    assert len(turned[:, :, 0, 0].unique(dim=0)) > 100
+    assert torch.equal(turned.amax((1, 2, 3)), torch.full((500,), 200, dtype=torch.uint8))
+
+
+EVERYTHING = [
+    "augmentation=none", "augmentation=basic", "augmentation=trivial", "augmentation=rand", "augmentation.policy=auto",
+    "augmentation=reference", "augmentation=strong", "augmentation.jitter=[0.4,0.4,0.4,0.1]",
+    "augmentation.resized_crop=[0.3,1]", "augmentation.cutout=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", EVERYTHING)
+def test_the_generator_alone_decides(override: str, images: Tensor) -> None:
+    """Not the global generator, not the number of threads; and all options give what the network wants."""
+    config = small_run(override, "augmentation.crop=1").augmentation
     labels = torch.randint(10, (len(images),))
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
 
     def result(seed: int) -> tuple[Tensor, Tensor]:
-        return augment(strong, images, labels, 10, mean, std, Generator().manual_seed(seed))
+        return augment(config, images, labels, 10, mean, std, Generator().manual_seed(seed))
 
+    threads = torch.get_num_threads()
     before = torch.get_rng_state()
     pixels, weights = result(3)
+    assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
-    again, weights_again = result(3)
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        again, weights_again = result(3)
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(pixels, again)
     assert torch.equal(weights, weights_again)
     assert not torch.equal(pixels, result(4)[0])
-    torch.set_rng_state(before)
-    result(3)
-    assert torch.equal(torch.get_rng_state(), before)  # the global generator was not asked
     assert pixels.shape == images.shape
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(images)))
 
 
 def test_no_augmentation_changes_no_pixel(images: Tensor, generator: Generator) -> None:
-    none = Augmentation(crop=0, flip=False, erase=0.0, mix=None, mix_prob=0.0)
-    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    pixels, weights = augment(none, images, torch.zeros(600, dtype=torch.long), 2, mean, std, generator)
-    assert torch.equal(pixels, normalise(images, mean, std))
-    assert torch.equal(weights, torch.tensor([[1.0, 0.0]]).expand(600, 2))
+    assert torch.equal(augmented(images, generator), normalise(images, torch.zeros(3), torch.ones(3)))
+
+
+def test_the_reference_is_what_its_script_does() -> None:
+    reference = small_run("augmentation=reference", "data.mirror=true", "augmentation.crop=4").augmentation
+    expected = replace(
+        NONE,
+        policy="trivial",
+        flip=True,
+        crop=4,
+        erase=0.1,
+        mix="cutmix",
+        mix_prob=1.0,
+        mix_each=False,
+        normalise=False,
+    )
+    assert reference == expected
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("override", "message"),
     [
-        ((-1, True, 0.0, None, 0.0), "augmentation.crop=-1: .* Type augmentation.crop=4"),
-        ((0, True, 1.5, None, 0.0), "augmentation.erase=1.5: a share between 0 and 1"),
-        ((0, True, 0.0, "mixdown", 0.5), "augmentation.mix=mixdown: null or cutmix. Type augmentation.mix=cutmix"),
-        ((0, True, 0.0, None, 0.5), "augmentation.mix_prob=0.5: it has no effect with augmentation.mix=null"),
-        ((0, True, 0.0, "cutmix", 0.0), "augmentation.mix_prob=0.0: it has no effect with augmentation.mix=cutmix"),
+        ("crop=-1", "augmentation.crop=-1: .* Type augmentation.crop=4"),
+        ("erase=1.5", "augmentation.erase=1.5: a share between 0 and 1"),
+        ("mix=mixdown", "augmentation.mix=mixdown: one of cutmix, mixup, switch. Type augmentation.mix=cutmix"),
+        ("mix_prob=2", "augmentation.mix_prob=2.0: a share between 0 and 1"),
+        ("cutmix_alpha=0", "augmentation.cutmix_alpha=0.0: a positive number"),
+        ("policy=trival", "augmentation.policy=trival: one of trivial, rand, auto. Type augmentation.policy=trivial"),
+        ("rand_magnitude=31", "augmentation.rand_magnitude=31: 0 to 30"),
+        ("rand_operations=0", "augmentation.rand_operations=0: at least 1"),
+        ("resized_crop=[0.5,0.2]", r"augmentation.resized_crop=\[0.5,0.2\]: the least and the largest share"),
+        (
+            "jitter=[1,1]",
+            r"augmentation.jitter=\[1.0,1.0\]: strengths of .* Type augmentation.jitter=\[0.4,0.4,0.4,0.1\]",
+        ),
+        ("jitter=[0,0,0,0.6]", r"augmentation.jitter=.*hue \(0 to 0.5\)"),
+        ("repeats=0", "augmentation.repeats=0: at least 1 view"),
+        ("repeats=3", "augmentation.repeats=3: it does not divide the batch .* Type trainer.batch_size=48"),
+        ("flip_in_turn=true", "augmentation.flip_in_turn=true: images are not mirrored"),
     ],
 )
-def test_mistakes(values: tuple[int, bool, float, str | None, float], message: str) -> None:
+def test_mistakes(override: str, message: str) -> None:
     with pytest.raises(Mistake, match=message):
-        Augmentation(*values)
+        small_run(f"augmentation.{override}")

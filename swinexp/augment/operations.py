@@ -50,7 +50,8 @@ def where(chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *argume
         index = chosen.nonzero()[:, 0]
         if len(index) == 0:
             return images
-        changed = change(images[index], *(argument[index] for argument in arguments))
+        # index_select copies eight times as fast as images[index]
+        changed = change(*(each.index_select(0, index) for each in (images, *arguments)))
         return images.index_copy(0, index, changed)
     return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
 
@@ -79,14 +80,28 @@ def matrices(operation: Tensor, magnitude: Tensor, height: int, width: int) -> T
 def resample(images: Tensor, matrix: Tensor) -> Tensor:
     """Pixels from where `matrix` (n, 2, 3) says, between four neighbours; black outside. (n, C, H, W) uint8 -> same."""
     H, W = images.shape[-2:]
-    grid = F.affine_grid(matrix * _to_units(H, W, images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, align_corners=False).round_().to(torch.uint8)
+    y, x = _centres(H, images.device)[:, None], _centres(W, images.device)
+    to_x, to_y = matrix[..., None, None].unbind(dim=1)  # each (n, 3, 1, 1)
+    # affine_grid would do the same at twice the cost of the sampling; that wants the image to reach from -1 to 1.
+    grid = torch.stack(
+        [
+            (to_x[:, 0] * x + to_x[:, 1] * y + to_x[:, 2]) * (2 / W),
+            (to_y[:, 0] * x + to_y[:, 1] * y + to_y[:, 2]) * (2 / H),
+        ],
+        dim=-1,
+    )
+    return whole(F.grid_sample(images.float(), grid, align_corners=False).round_())
 
 
 @cache
-def _to_units(height: int, width: int, device: torch.device) -> Tensor:
-    """(2, 3): from pixels to grid_sample's units, in which the image reaches from -1 to 1."""
-    return torch.tensor([[1, height / width, 2 / width], [width / height, 1, 2 / height]], device=device)
+def _centres(size: int, device: torch.device) -> Tensor:
+    """(size,): the centres of pixels, counted from the image's centre."""
+    return torch.arange(size, device=device) - (size - 1) / 2
+
+
+def whole(values: Tensor) -> Tensor:
+    """Floats of 0 to 255 cut to whole numbers, as uint8; on a CPU by way of int32, which is five times as fast."""
+    return values.to(torch.int32).to(torch.uint8)
 
 
 def _by_value(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
@@ -122,7 +137,7 @@ def _stretched(values: Tensor, images: Tensor) -> Tensor:
     high = images.amax(dim=(2, 3)).float()[..., None]
     flat = high == low
     scale = torch.where(flat, 1.0, 255 / (high - low))
-    return ((values.float() - torch.where(flat, 0.0, low)) * scale).clamp(0, 255).to(torch.uint8)
+    return whole(((values.float() - torch.where(flat, 0.0, low)) * scale).clamp_(0, 255))
 
 
 def _equalized(values: Tensor, images: Tensor) -> Tensor:
@@ -159,10 +174,10 @@ def _sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
 def grey(images: Tensor) -> Tensor:
     """(n, 3, H, W) uint8 -> (n, 1, H, W) uint8, by the weights of ITU-R 601-2, cut to whole numbers."""
     red, green, blue = images.unbind(dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8)[:, None]
+    return whole(0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
     """(1 + m) · images - m · others, with m for each image, cut to 0 … 255 and to whole numbers."""
     m = magnitude.double().view(-1, *[1] * (images.ndim - 1))
-    return ((1 + m).float() * images + (-m).float() * others).clamp_(0, 255).to(torch.uint8)
+    return whole(((1 + m).float() * images + (-m).float() * others).clamp_(0, 255))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from swinexp.augment.operations import where, whole
+
 ASPECT = (3 / 4, 4 / 3)  # of a resized crop
 ERASED = ((0.02, 0.33), (0.3, 3.3))  # area and aspect ratio of what is erased
 TRIALS = 10  # to draw a rectangle that fits
@@ -16,15 +18,23 @@ TRIALS = 10  # to draw a rectangle that fits
 
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)"""
+    B = len(images)
+    top, left = torch.randint(2 * padding + 1, (2, B), generator=generator, device=images.device)
+    return windows(images, padding, top, left)
+
+
+def windows(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
+    """The window of each zero-padded image that begins at `top` and `left`, each (B,). (B, C, H, W) -> (B, C, H, W)
+
+    A row of a window is W values from some place in memory on, so that one selection among all such rows gathers them.
+    """
     B, C, H, W = images.shape
-    device = images.device
-    top = torch.randint(2 * padding + 1, (B, 1), generator=generator, device=device)
-    left = torch.randint(2 * padding + 1, (B, 1), generator=generator, device=device)
-    rows = top + torch.arange(H, device=device)  # (B, H)
-    columns = left + torch.arange(W, device=device)  # (B, W)
     padded = F.pad(images, (padding, padding, padding, padding))
-    index = rows[:, :, None] * (W + 2 * padding) + columns[:, None]
-    return padded.flatten(2).gather(2, index.view(B, 1, -1).expand(B, C, -1)).view(B, C, H, W)
+    tall, wide = padded.shape[-2:]
+    planes = torch.arange(0, padded.numel(), tall * wide, device=images.device).view(B, C, 1)
+    rows = torch.arange(0, H * wide, wide, device=images.device)
+    starts = planes + (top * wide + left)[:, None, None] + rows
+    return padded.flatten().unfold(0, W, 1).index_select(0, starts.flatten()).view(B, C, H, W)
 
 
 def random_resized_crop(images: Tensor, scale: Sequence[float], generator: Generator) -> Tensor:
@@ -34,9 +44,9 @@ def random_resized_crop(images: Tensor, scale: Sequence[float], generator: Gener
     """
     B, _, H, W = images.shape
     top, left, height, width = _rectangles(B, (H, W), (H, W), (scale[0], scale[1]), ASPECT, generator, images.device)
-    whole = height == 0  # no rectangle fitted
-    height, width = torch.where(whole, H, height), torch.where(whole, W, width)
-    return resized_crop(images, top, left, height, width)
+    fits = height > 0
+    height, width = torch.where(fits, height, H), torch.where(fits, width, W)
+    return resized_crop(images, top * fits, left * fits, height, width)
 
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -50,7 +60,7 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 
     y, x = sources(top, height, H), sources(left, width, W)
     grid = torch.stack([x[:, None].expand(-1, H, W), y[:, :, None].expand(-1, H, W)], dim=-1)
-    return F.grid_sample(images.float(), grid, align_corners=False).round_().clamp_(0, 255).to(torch.uint8)
+    return whole(F.grid_sample(images.float(), grid, align_corners=False).round_().clamp_(0, 255))
 
 
 def random_flip(images: Tensor, generator: Generator) -> Tensor:
@@ -60,7 +70,7 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror the images of which `mirrored` (B,) says so left to right."""
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    return where(mirrored, lambda chosen: chosen.flip(-1), images)
 
 
 def random_erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
@@ -71,8 +81,7 @@ def random_erase(images: Tensor, probability: float, generator: Generator) -> Te
     B, _, H, W = images.shape
     top, left, height, width = _rectangles(B, (H, W), (H - 1, W - 1), *ERASED, generator, images.device)
     hit = torch.rand(B, generator=generator, device=images.device) < probability
-    inside = boxes(top, left, top + height, left + width, H, W) & hit[:, None, None]
-    return images.masked_fill(inside[:, None], 0)
+    return blank(images, top, left, top + height * hit, left + width)
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
@@ -80,7 +89,13 @@ def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
     B, _, H, W = images.shape
     draw = torch.rand(2, B, generator=generator, device=images.device)
     top, left = ((at * size).floor() - side // 2 for at, size in zip(draw, (H, W), strict=True))
-    return images.masked_fill(boxes(top, left, top + side, left + side, H, W)[:, None], 0)
+    return blank(images, top, left, top + side, left + side)
+
+
+def blank(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+    """The images with 0 in a box of each. (B, C, H, W) -> (B, C, H, W)"""
+    outside = ~boxes(top, left, bottom, right, images.shape[-2], images.shape[-1])
+    return images * outside[:, None]  # on a CPU four times as fast as masked_fill
 
 
 def _rectangles(

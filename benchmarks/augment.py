@@ -1,0 +1,95 @@
+"""Images/s of augmentation: ours on whole batches, torchvision's on one Pillow image after the other, interleaved.
+
+    python benchmarks/augment.py                          one CPU thread, as one worker of a data loader has it
+    python benchmarks/augment.py --batch 512 --device cuda
+
+Both do the same to 32×32 images: crop, flip and erase, and the chain of the reference script (TrivialAugment, flip,
+crop, erase; ours with CutMix, which the script does later). Measured as in benchmarks/model.py, from uint8 images in
+memory to a batch of floats. The last column is the time in which ours augments 50,000 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable
+from datetime import date
+
+import torch
+from model import measure
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from swinexp.augment import augment
+from swinexp.config import typed
+from swinexp.run import compose
+
+CHAINS = {
+    "crop, flip, erase": ["augmentation=basic", "augmentation.erase=0.1"],
+    "reference": ["augmentation=reference"],
+}
+RANDOM = [
+    transforms.RandomHorizontalFlip(),
+    transforms.RandomCrop(32, padding=4),
+    transforms.ToTensor(),
+    transforms.RandomErasing(0.1),
+]
+THEIRS = {
+    "crop, flip, erase": transforms.Compose(RANDOM),
+    "reference": transforms.Compose(
+        [transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode.BILINEAR), *RANDOM]
+    ),
+}
+
+
+def ours(overrides: list[str], images: Tensor, device: torch.device) -> Callable[[], None]:
+    config = typed(compose([*overrides, "data.mirror=true"])).augmentation
+    images, labels = images.to(device), torch.zeros(len(images), dtype=torch.long, device=device)
+    mean = std = torch.full((3,), 0.5, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> None:
+        augment(config, images, labels, 10, mean, std, generator)
+
+    return step
+
+
+def theirs(chain: Callable[[Image.Image], Tensor], images: Tensor) -> Callable[[], None]:
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+    def step() -> None:
+        torch.stack([chain(picture) for picture in pictures])
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=10, help="for each variant of a table row")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
+    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    print(f"{'':32}{'ours':>12}{'torchvision':>14}   ours is faster by   50,000 images")
+    for batch in options.batch:
+        smooth = torch.rand(batch, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
+        for name, overrides in CHAINS.items():
+            variants = {"ours": ours(overrides, images, device), "torchvision": theirs(THEIRS[name], images)}
+            row = measure(variants, batch, options.seconds, options.rounds, device)
+            speed, peer = (row[each]["images_per_second"] for each in variants)
+            print(
+                f"{f'{name}, batch {batch}':32}{speed:12,.0f}{peer:14,.0f}   "
+                f"{row['torchvision']['ours_is_faster_by']:15.1f}×   {50_000 / speed:11.2f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
