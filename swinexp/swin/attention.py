@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinexp.swin.cpu import Linear, attend, by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
@@ -35,8 +36,8 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.attention = attention
         channels = dim // heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         if attention.similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), LOGIT_SCALE[0]))
         elif attention.similarity == "qk_norm":
@@ -62,6 +63,13 @@ class WindowAttention(nn.Module):
         table: Tensor = self.cpb_mlp(self.relative_coords_table)
         return 16 * table[self.relative_position_index].permute(2, 0, 1).sigmoid()
 
+    def score_bias(self, mask: Tensor | None) -> Tensor | None:
+        """What is added to the scores, position and mask together: (N, T, T), (G, N, T, T), (G, 1, T, T) or nothing"""
+        bias = self.position_bias()
+        if mask is None:
+            return bias
+        return mask[:, None] if bias is None else bias + mask[:, None]
+
     def qkv_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, G, T, C) -> q, k and v, each (B, G, N, T, D)"""
         B, G, T, C = x.shape
@@ -84,13 +92,15 @@ class WindowAttention(nn.Module):
             scores = (q * self.temperature) @ k.transpose(-2, -1)
         else:
             scores = (q * scale) @ k.transpose(-2, -1)
-        bias = self.position_bias()
-        if mask is not None:
-            bias = mask[:, None] if bias is None else bias + mask[:, None]
+        bias = self.score_bias(mask)
         return (scores if bias is None else scores + bias).softmax(-1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
+        if by_hand(x) and self.attention.similarity == "dot" and self.attention.position_bias != "none":
+            bias = self.score_bias(mask)
+            assert bias is not None
+            return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinexp.swin.cpu import Linear
 from swinexp.swin.windows import gather, inverse
 
 
@@ -71,9 +72,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, conv: DepthwiseConv | None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.conv = conv
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)"""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swinexp.swin.attention import WindowAttention
+from swinexp.swin.cpu import PART, Linear, by_hand
 from swinexp.swin.embedding import PatchEmbedding, PatchMerging
 from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_scale
 from swinexp.swin.options import Attention, Block, Model, Patch, Window
@@ -103,6 +104,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage"""
+        parts = x.split(max(1, PART // x[0].numel())) if by_hand(x) else (x,)
+        return torch.cat([self.part(part) for part in parts]) if len(parts) > 1 else self.part(x)
+
+    def part(self, x: Tensor) -> Tensor:
+        """`forward`, for some images of a batch"""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -158,7 +164,7 @@ class Swin(nn.Module):
             stages.append(Stage(blocks, merging, grid, orders[i]))
         self.layers = nn.ModuleList(stages)
         self.norm = build_norm(block.norm, dim, model.norm_eps)
-        self.head = nn.Linear(dim, classes)
+        self.head = Linear(dim, classes)
         self.apply(_initialise)
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)

@@ -1,0 +1,104 @@
+"""The ways of an eager CPU: the same values as the plain code, with fewer copies and within the cache.
+
+Compilers, autocast and GPUs know ways of their own; `by_hand` is the one place that decides. What each of these
+brings is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+PART = 2**20  # values of a stage's input to work on at a time, so that what is made of them stays in cache
+# oneDNN's product, as compiled models have it on a CPU; an eager torch takes BLAS.
+LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether to take the ways of this module."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+
+
+class Linear(nn.Linear):
+    """torch's layer; in float32 on a CPU by oneDNN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        if LINEAR is not None and by_hand(x) and x.dtype == self.weight.dtype == torch.float32:
+            return _Linear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        y = gradients[0].contiguous()
+        rows = y.flatten(0, -2)
+        to_x = _product(y, weight.t()) if ctx.needs_input_grad[0] else None
+        to_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., in), (out, in), (out,) -> (..., out)"""
+    assert LINEAR is not None
+    product: Tensor = LINEAR(x, weight, bias, "none", [], "")
+    return product
+
+
+def attend(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention within windows, in place where it can be.
+
+    (B, G, T, 3C), and (N, T, T) or (G, N, T, T) added to the scores -> (B, G, T, C)
+    """
+    return _Attention.apply(qkv, bias, heads)
+
+
+class _Attention(torch.autograd.Function):
+    """The heads are moved apart once, and their gradients back once."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+        B, G, T, _ = qkv.shape
+        q, k, v = (_apart(part) for part in qkv.view(B * G, T, 3, heads, -1).unbind(2))  # each (B·G·N, T, D)
+        ctx.scale = q.shape[-1] ** -0.5
+        weights = torch.bmm(q, k.transpose(1, 2))  # (B·G·N, T, T)
+        scores = weights.view(-1, *bias.shape)
+        torch.add(bias, scores, alpha=ctx.scale, out=scores)
+        torch.softmax(weights, -1, out=weights)
+        ctx.save_for_backward(q, k, v, weights, bias)
+        out = torch.bmm(weights, v).view(B * G, heads, T, -1)
+        return out.transpose(1, 2).reshape(B, G, T, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        q, k, v, weights, bias = ctx.saved_tensors
+        B, G, T, C = gradients[0].shape
+        D = q.shape[-1]
+        out = _apart(gradients[0].reshape(B * G, T, C // D, D))
+        qkv = out.new_empty(B, G, T, 3 * C)
+        to_q, to_k, to_v = (part.transpose(1, 2) for part in qkv.view(B * G, T, 3, C // D, D).unbind(2))
+        to_v.copy_(torch.bmm(weights.transpose(1, 2), out).view_as(to_v))
+        scores = torch.bmm(out, v.transpose(1, 2))
+        torch._softmax_backward_data(scores, weights, -1, scores.dtype, grad_input=scores)
+        to_bias = scores.view(-1, *bias.shape).sum(0) if ctx.needs_input_grad[1] else None
+        scores.mul_(ctx.scale)
+        to_q.copy_(torch.bmm(scores, k).view_as(to_q))
+        to_k.copy_(torch.bmm(scores.transpose(1, 2), q).view_as(to_k))
+        return qkv, to_bias, None
+
+
+def _apart(x: Tensor) -> Tensor:
+    """(B·G, T, N, D) -> (B·G·N, T, D)"""
+    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])

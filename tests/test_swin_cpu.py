@@ -1,0 +1,92 @@
+"""The ways of an eager CPU give what the plain code gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swinexp.swin import cpu
+from tests.conftest import network
+
+
+def plain_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+    return ((q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v).transpose(2, 3).flatten(3)
+
+
+def close_gradients(
+    by_hand: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: tuple[Tensor, ...], within: float
+) -> None:
+    """Equal values and gradients, whichever of the inputs need one."""
+    for needing in [range(len(inputs)), *([i] for i in range(len(inputs)))]:
+        results = []
+        for function in (by_hand, plain):
+            leaves = [x.clone().requires_grad_(i in needing) for i, x in enumerate(inputs)]
+            out = function(*leaves)
+            out.square().sum().backward()
+            results.append([out, *(x.grad for x in leaves)])
+        for mine, expected in zip(*results, strict=True):
+            assert (mine is None) == (expected is None)
+            assert mine is None or torch.allclose(mine, expected, rtol=within, atol=within)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (5, 3, 4, 4)])
+def test_attention_by_hand_is_attention(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    qkv, bias = torch.randn(2, 5, 4, 3 * 6).double(), torch.randn(shape).double()
+    close_gradients(partial(cpu.attend, heads=3), partial(plain_attention, heads=3), (qkv, bias), 1e-12)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    inputs = torch.randn(2, 5, 4, 18, requires_grad=True), torch.randn(3, 4, 4, requires_grad=True)
+    first, _ = torch.autograd.grad(cpu.attend(*inputs, 3).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_linear_by_hand_is_linear() -> None:
+    assert cpu.LINEAR is not None
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 5, 8), torch.randn(6, 8), torch.randn(6))
+    close_gradients(cpu._Linear.apply, nn.functional.linear, inputs, 1e-5)
+    close_gradients(lambda x, w: cpu._Linear.apply(x, w, None), nn.functional.linear, inputs[:2], 1e-5)
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_without_onednn_the_layer_is_torchs(lacking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = cpu.Linear(8, 6), torch.randn(3, 8)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    if lacking:
+        monkeypatch.setattr(cpu, "LINEAR", None)
+        assert torch.equal(layer(x), expected)
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "local"])
+def test_a_stage_in_parts_is_the_whole(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(attention={"similarity": similarity}).double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    whole = model(images)
+    monkeypatch.setattr("swinexp.swin.network.PART", 2 * 256 * 96)  # two images, then one
+    assert torch.allclose(model(images), whole, rtol=0, atol=1e-12)
+
+
+def test_compiled_and_autocast_models_take_torchs_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+    monkeypatch.setattr(cpu, "LINEAR", lambda *_: 1 / 0)
+    monkeypatch.setattr(cpu._Attention, "forward", lambda *_: 1 / 0)
+    with torch.no_grad():
+        graph = torch.compile(model, fullgraph=True, backend="eager")(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(images)
+        rounded.float().sum().backward()
+    assert torch.allclose(graph, expected, atol=1e-5)
+    assert torch.allclose(rounded.float(), expected, atol=0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
