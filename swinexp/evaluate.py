@@ -23,8 +23,6 @@ from swinexp.mistake import Mistake, check, one_of
 from swinexp.run import reported
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from swinexp.config import Run
     from swinexp.data import Dataset
     from swinexp.swin import Swin
@@ -86,21 +84,13 @@ def restored(folder: Path) -> tuple[Run, Swin, Dataset]:
     return run, model.eval(), dataset
 
 
-def spread(labels: Tensor, count: int) -> Tensor:
-    """(count,): indices of the first image of each class, then of the second of each, and so on."""
-    import torch
-
-    one_hot = torch.nn.functional.one_hot(labels)
-    turn = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)  # which image of its class it is
-    return (turn * one_hot.shape[1] + labels).argsort()[:count]
-
-
 def draw_attention(model: Swin, dataset: Dataset, request: Request, path: Path) -> None:
     """Rows of images; columns: the image with label and prediction, blocks, and the rollout."""
     import torch
     from matplotlib.figure import Figure
 
     from swinexp.augment import normalise
+    from swinexp.sheet import spread
     from swinexp.swin import SwinBlock, attention_maps, received, rollout
 
     assert dataset.test is not None
@@ -146,13 +136,12 @@ def draw_attention(model: Swin, dataset: Dataset, request: Request, path: Path) 
 
 def evaluate_run(request: Request) -> None:
     """Print the figures, and draw the picture that was asked for."""
-    from importlib.util import find_spec
-
+    from swinexp.sheet import need_matplotlib
     from swinexp.train import evaluate
 
     folder = Path(request.run)
-    if request.pictures and find_spec("matplotlib") is None:
-        raise Mistake(f"pictures={request.pictures}: matplotlib is not installed. Type pip install 'swinexp[plots]'")
+    if request.pictures:
+        need_matplotlib(f"pictures={request.pictures}")
     run, model, dataset = restored(folder)
     for name, split in (("val", dataset.val), ("test", dataset.test)):
         assert split is not None

@@ -57,11 +57,14 @@ def main(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float:
     from swinexp.config import typed
     from swinexp.describe import count
+    from swinexp.sheet import draw_sheet, need_matplotlib
     from swinexp.track import Tracker, print_summary
     from swinexp.train import prepare, steps_per_epoch, train
 
     try:
         run = typed(cfg)
+        if run.wandb.images:
+            need_matplotlib("wandb.images=true")
     except Mistake:
         remove_empty(path)  # Hydra made it
         raise
@@ -76,6 +79,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
             facts = asdict(count(model, run.data.image_size)[""])
             steps = steps_per_epoch(run, dataset)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
+                if run.wandb.images:
+                    track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
                 figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
                 summary = track.finish(figures)
         print_summary(summary, path)

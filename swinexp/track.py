@@ -12,7 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,11 +38,15 @@ VERSIONS = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb", "optuna"
 
 @dataclass
 class Wandb:
-    """Where W&B keeps the run. Offline runs go to outputs/wandb/; `wandb sync` sends them."""
+    """Where W&B keeps the run. Offline runs go to outputs/wandb/; `wandb sync` sends them.
+
+    With `images` it also gets a contact sheet of what the network is trained on.
+    """
 
     mode: str
     project: str
     tags: list[str]
+    images: bool
 
     def __post_init__(self) -> None:
         check(
@@ -144,6 +148,20 @@ class Tracker:
         if not math.isfinite(metrics["train/loss"]) and not self.diverged:
             self.diverged = True
             log.warning("the loss is no longer finite: a smaller optimizer.lr, or trainer.clip_norm, may keep it so")
+
+    def picture(self, name: str, draw: Callable[[Path], object]) -> None:
+        """Draw a picture into the run's folder and show it in W&B, once in the run."""
+        path = self.folder.path / "pictures" / f"{name}.png"
+        if self.wandb is None or path.exists():
+            return
+        draw(path)
+
+        def show() -> None:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=0, commit=True)
+
+        self._try_wandb(show)
 
     def tick(self, step: int) -> None:
         """Move the progress bar. Called after every step, so it never asks the device for anything."""

@@ -233,6 +233,11 @@ def build_model(run: Run, classes: int) -> Swin:
     return model
 
 
+def as_the_network_sees(run: Run, dataset: Dataset) -> Dataset:
+    """The data, with 0 and 1 for the mean and std of the pixels when those are not to be normalised."""
+    return dataset if run.augmentation.normalise else replace(dataset, mean=torch.zeros(3), std=torch.ones(3))
+
+
 def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     """The network and the data of a run, on its device; when `resuming`, its weights will come from a checkpoint.
 
@@ -262,8 +267,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if frozen:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
-    if not run.augmentation.normalise:
-        dataset = replace(dataset, mean=torch.zeros(3), std=torch.ones(3))
+    dataset = as_the_network_sees(run, dataset)
     return model.to(device), dataset.to(device)
 
 

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from swinexp import evaluate
-from swinexp.evaluate import spread
 from tests.conftest import SMALL, Command
 
 
@@ -76,13 +74,7 @@ def test_mistakes_are_one_line(arguments: list[str], line: str, capsys: pytest.C
 def test_without_matplotlib_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("swinexp.sheet.find_spec", lambda _: None)
     with pytest.raises(SystemExit):
         evaluate.main(["run=a", "pictures=attention"])
     assert "matplotlib is not installed. Type pip install 'swinexp[plots]'" in capsys.readouterr().err
-
-
-def test_images_come_from_all_classes_in_turn() -> None:
-    labels = torch.tensor([2, 2, 2, 0, 1, 0, 2])
-    assert spread(labels, 5).tolist() == [3, 4, 0, 5, 1]
-    assert sorted(spread(labels, 100).tolist()) == list(range(7))

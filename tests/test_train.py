@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,54 @@ def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
     state.restore(tmp_path / "last.pt")
     assert state.step == 7
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list[bytes]], list[Any]]:
+    """The images of each step of two epochs as they go into augmentation, and which of them are to be mirrored."""
+    import swinexp.train as module
+
+    seen: list[list[bytes]] = []
+    mirrored: list[Any] = []
+
+    def record(config: object, images: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+        seen.append([image.numpy().tobytes() for image in images])
+        mirrored.append(rest[-1])
+        return module_augment(config, images, *rest)  # type: ignore[arg-type]
+
+    module_augment = module.augment
+    monkeypatch.setattr(module, "augment", record)
+    run = small_run("trainer.epochs=2", *overrides)
+    model, dataset = prepare(run)
+    train(run, model, dataset, Path("last.pt"), watch=lambda *_: None)
+    return seen, mirrored
+
+
+def test_repeats_put_several_views_of_an_image_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = batches(monkeypatch, "augmentation.repeats=5")
+    assert len(seen) == 2 * 4  # as many steps as without
+    for batch in seen:
+        assert len(batch) == 50
+        assert batch[::5] == batch[4::5]
+        assert len(set(batch)) == 10
+    first, second = ({image for batch in epoch for image in batch} for epoch in (seen[:4], seen[4:]))
+    assert len(first) == len(second) == 40
+    assert first != second
+
+
+def test_images_flipped_in_turn_are_mirrored_once_in_two_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, mirrored = batches(monkeypatch, "augmentation.flip=true", "augmentation.flip_in_turn=true")
+    flags: dict[bytes, list[bool]] = {}
+    for batch, flipped in zip(seen, mirrored, strict=True):
+        for image, flag in zip(batch, flipped.tolist(), strict=True):
+            flags.setdefault(image, []).append(flag)
+    assert all(sorted(each) == [False, True] for each in flags.values())
+
+
+def test_without_normalisation_training_and_evaluation_see_pixels_from_0_to_1() -> None:
+    _, dataset = prepare(small_run("augmentation.normalise=false"))
+    assert dataset.mean.tolist() == [0, 0, 0]
+    assert dataset.std.tolist() == [1, 1, 1]
+    assert prepare(small_run())[1].mean[0] > 0
 
 
 def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -27,9 +28,18 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        if LINEAR is not None and by_hand(x) and x.dtype == self.weight.dtype == torch.float32:
+        if self.by_onednn(x):
             return _Linear.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), and a GELU; both at once where no gradient is wanted"""
+        if not torch.is_grad_enabled() and self.by_onednn(x):
+            return _product(x, self.weight, self.bias, "gelu", "none")  # "none": by erf, not by tanh
+        return F.gelu(self(x))
+
+    def by_onednn(self, x: Tensor) -> bool:
+        return LINEAR is not None and by_hand(x) and x.dtype == self.weight.dtype == torch.float32
 
 
 class _Linear(torch.autograd.Function):
@@ -49,10 +59,10 @@ class _Linear(torch.autograd.Function):
         return to_x, to_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", how: str = "") -> Tensor:
     """(..., in), (out, in), (out,) -> (..., out)"""
     assert LINEAR is not None
-    product: Tensor = LINEAR(x, weight, bias, "none", [], "")
+    product: Tensor = LINEAR(x, weight, bias, then, [], how)
     return product
 
 

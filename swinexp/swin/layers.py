@@ -78,7 +78,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)"""
-        x = self.fc1(x)
-        if self.conv is not None:
-            x = self.conv(x)
-        return self.fc2(F.gelu(x))
+        if self.conv is None:
+            return self.fc2(self.fc1.gelu(x))
+        return self.fc2(F.gelu(self.conv(self.fc1(x))))

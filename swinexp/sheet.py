@@ -1,0 +1,118 @@
+"""What training sees: images beside views of them as a run's augmentation makes them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swinexp.mistake import Mistake
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swinexp.config import Run
+    from swinexp.data import Dataset
+
+IMAGES = 8  # rows of a contact sheet
+VIEWS = 8  # augmented views in each row
+
+
+def need_matplotlib(wanted: str) -> None:
+    """Raise `Mistake` when pictures cannot be drawn."""
+    if find_spec("matplotlib") is None:
+        raise Mistake(f"{wanted}: matplotlib is not installed. Type pip install 'swinexp[plots]'")
+
+
+def spread(labels: Tensor, count: int) -> Tensor:
+    """(count,): indices of the first image of each class, then of the second of each, and so on."""
+    import torch
+
+    one_hot = torch.nn.functional.one_hot(labels)
+    turn = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)  # which image of its class it is
+    return (turn * one_hot.shape[1] + labels).argsort()[:count]
+
+
+def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
+    """Draw a contact sheet of training images: each beside augmented views, with the labels that the loss gets."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from swinexp.augment import augment, mirrored_in_turn
+    from swinexp.train import derive
+
+    chosen = dataset.train[spread(dataset.train.labels, IMAGES)]
+    device, classes = chosen.images.device, dataset.classes
+    generator = torch.Generator(device)
+    rows = len(chosen.labels)
+    figure = Figure(figsize=(1.25 * (VIEWS + 1), 1.42 * rows + 0.4), layout="constrained", dpi=110)
+    cells = figure.subplots(rows, VIEWS + 1, squeeze=False)
+    for row, (image, label) in enumerate(zip(chosen.images.cpu(), chosen.labels.tolist(), strict=True)):
+        cells[row, 0].imshow(image.permute(1, 2, 0).numpy())
+        cells[row, 0].set_xlabel(_short(classes[label]), fontsize=8, fontweight="bold")
+    for view in range(VIEWS):
+        mirrored = None
+        if run.augmentation.flip_in_turn:
+            mirrored = mirrored_in_turn(rows, view, generator.manual_seed(derive(run.seed, "flip")))
+        generator.manual_seed(derive(run.seed, "sheet", view))
+        pixels, weights = augment(
+            run.augmentation, chosen.images, chosen.labels, len(classes), dataset.mean, dataset.std, generator, mirrored
+        )
+        pixels = (pixels * dataset.std[:, None, None] + dataset.mean[:, None, None]).clamp(0, 1).cpu()
+        for row, (image, weight) in enumerate(zip(pixels, weights.cpu(), strict=True)):
+            cells[row, view + 1].imshow(image.permute(1, 2, 0).numpy())
+            cells[row, view + 1].set_xlabel(_label(weight, classes), fontsize=7)
+    for cell in cells.flat:
+        cell.set(xticks=[], yticks=[])
+    cells[0, 0].set_title("original", fontsize=8)
+    cells[0, 1].set_title("as the network sees it", fontsize=8, loc="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _label(weights: Tensor, classes: list[str]) -> str:
+    """The classes of an image, with their shares where there are two."""
+    shares, labels = weights.topk(min(2, len(weights)))
+    named = [f"{_short(classes[label])}" for label in labels.tolist()]
+    if len(named) == 1 or shares[1] < 0.005:
+        return named[0]
+    return f"{named[0]} {100 * shares[0]:.0f} · {named[1]} {100 * shares[1]:.0f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 10 else f"{name[:9]}…"
+
+
+def report(run: Run, path: Path) -> None:
+    """Print what a run's data are, and draw its contact sheet at `path`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from swinexp.data import load
+    from swinexp.train import as_the_network_sees
+
+    need_matplotlib("contact sheet")
+    dataset = load(run.data, True, run.trainer.limit_train)
+    splits = {"train": dataset.train, "validation": dataset.val}
+    if dataset.test is not None:
+        splits["test"] = dataset.test
+    table = Table()
+    table.add_column("class")
+    for name in splits:
+        table.add_column(name, justify="right")
+    counts = [split.labels.bincount(minlength=len(dataset.classes)).tolist() for split in splits.values()]
+    shown = 20
+    for name, *numbers in list(zip(dataset.classes, *counts, strict=True))[:shown]:
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    if len(dataset.classes) > shown:
+        table.add_row(f"… {len(dataset.classes) - shown} more")
+    table.add_section()
+    table.add_row("all", *(f"{len(split):,}" for split in splits.values()), style="bold")
+    console = Console()
+    size = run.data.image_size
+    console.print(f"{len(dataset.classes)} classes, images of {size}×{size} pixels", highlight=False)
+    console.print(table)
+    for name, values in (("mean", dataset.mean), ("std", dataset.std)):
+        print(f"{name} of the training pixels: " + ", ".join(f"{value:.4f}" for value in values.tolist()))
+    draw_sheet(run, as_the_network_sees(run, dataset), path)
+    print(path)

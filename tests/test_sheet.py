@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from swinexp.sheet import draw_sheet, spread
+from swinexp.train import prepare
+from tests.conftest import SMALL, Command, small_run
+
+
+def test_images_come_from_all_classes_in_turn() -> None:
+    labels = torch.tensor([2, 2, 2, 0, 1, 0, 2])
+    assert spread(labels, 5).tolist() == [3, 4, 0, 5, 1]
+    assert sorted(spread(labels, 100).tolist()) == list(range(7))
+
+
+def test_the_sheet_shows_what_the_augmentation_does(tmp_path: Path) -> None:
+    drawn = {}
+    for name, overrides in {
+        "none": ["augmentation=none"],
+        "again": ["augmentation=none"],
+        "trivial": ["augmentation=trivial", "augmentation.crop=1"],
+        "reference": ["augmentation=reference", "augmentation.crop=1"],
+        "in_turn": ["augmentation=none", "augmentation.flip=true", "augmentation.flip_in_turn=true"],
+    }.items():
+        run = small_run(*overrides)
+        draw_sheet(run, prepare(run)[1], tmp_path / f"{name}.png")
+        drawn[name] = imread(tmp_path / f"{name}.png")
+    assert (drawn["none"] == drawn["again"]).all()
+    for name in ("trivial", "reference", "in_turn"):
+        assert drawn[name].shape != drawn["none"].shape or (drawn[name] != drawn["none"]).mean() > 0.02, name
+
+
+def test_the_command_prints_what_the_data_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def command(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["swinexp.data", *arguments])
+        runpy.run_module("swinexp.data", run_name="__main__")
+
+    command("augmentation=basic", "data.image_size=16", "augmentation.crop=2")
+    out = capsys.readouterr().out
+    assert "10 classes, images of 16×16 pixels" in out
+    rows = [line.replace("│", " ").split() for line in out.splitlines() if "│" in line]
+    assert ["all", "1,150", "288", "359"] in rows
+    assert sum(int(row[1]) for row in rows if row[0].isdigit()) == 1150
+    assert "mean of the training pixels: 0." in out
+    place = out.splitlines()[-1]
+    assert place == "outputs/data/augmentation=basic,data.image_size=16,augmentation.crop=2.png"
+    assert imread(place)[..., :3].std() > 0.1
+    command("data.image_size=16", "augmentation.crop=2", "--out=sheet.png")
+    assert (tmp_path / "sheet.png").exists()
+    with pytest.raises(SystemExit) as stop:
+        command("augmentation=trival")
+    assert stop.value.code == 2
+    assert "Type augmentation=trivial" in capsys.readouterr().err
+
+
+def test_a_run_shows_its_sheet_in_wandb_once(command: Command) -> None:
+    arguments = (*SMALL, "wandb=offline", "wandb.images=true", "trainer.epochs=1", "name=shown")
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    folder = Path("outputs/runs/shown")
+    assert (folder / "pictures" / "augmentation.png").exists()
+    (sent,) = Path("outputs/wandb").glob("offline-run-*/files/media/images/augmentation_0_*.png")
+    assert sent.read_bytes() == (folder / "pictures" / "augmentation.png").read_bytes()
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
