@@ -262,7 +262,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if frozen:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
-    return model.to(device), dataset.to(device)
+    return model.to(device), dataset.to(device, run.data.placement)
 
 
 def train(
@@ -327,14 +327,13 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
     generator, drop_path = Generator(device), default_generator(device)
     order = torch.randperm(
         len(train_set), generator=generator.manual_seed(derive(run.seed, "order", epoch)), device=device
-    )
+    ).to(train_set.labels.device)  # where the images lie
     state.forward.train()
     began = time.perf_counter()
-    for index in order.split(batch_size)[start:steps]:
+    for batch in train_set.each(order.split(batch_size)[start:steps]):
         # Reseeded for every step, so that a resumed step is the same step: for augmentation, and for drop path.
         generator.manual_seed(derive(run.seed, "augmentation", state.step))
         drop_path.manual_seed(derive(run.seed, "drop path", state.step))
-        batch = train_set[index]
         images, labels = augment(
             run.augmentation, batch.images, batch.labels, len(dataset.classes), dataset.mean, dataset.std, generator
         )
