@@ -69,6 +69,8 @@ def test_a_link_to_nowhere_is_named(tree: Path) -> None:
     (tree / "train" / "ant" / "gone.png").symlink_to(tree / "nowhere.png")
     with pytest.raises(Mistake, match=r"ant/gone.png cannot be read \(No such file or directory\). Remove it"):
         load(image_folder(tree), test=False)
+    dataset = load(image_folder(tree, on_error="skip"), test=False)
+    assert len(dataset.train) + len(dataset.val) == 24
 
 
 def test_one_class_is_not_enough(tree: Path) -> None:
@@ -162,13 +164,15 @@ def test_tiny_imagenet_is_read_as_published(tmp_path: Path, monkeypatch: pytest.
 
 def test_tiny_imagenet_with_other_annotations_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tiny_imagenet(tmp_path / "tiny")
-    with pytest.raises(Mistake, match="train has 3 classes instead of 200. Remove the files"):
+    with pytest.raises(Mistake, match="'train' has 3 classes instead of 200. Remove the files"):
         load(option("tiny_imagenet", tmp_path, root=str(root)), test=False)
     monkeypatch.setattr(DATA["tiny_imagenet"], "classes", 3)
     data = option("tiny_imagenet", tmp_path, root=str(root), on_error="skip")
     annotations = root / "val" / "val_annotations.txt"
     (root / "val" / "images" / "val_1.JPEG").unlink()
     assert sizes(data) == [27, 3, 4]
+    Image.new("RGB", (64, 64)).save(root / "val" / "images" / "val_1.JPEG")
+    assert sizes(data) == [27, 3, 5]  # what lacked images has not been kept
     for line, unknown in (("val_0.JPEG\tn09999999\t0\t0\t9\t9\n", "n09999999"), ("val_0.JPEG\n", "")):
         annotations.write_text(line)
         with pytest.raises(Mistake, match=f"val_annotations.txt names the class '{unknown}', wnids.txt does not"):
@@ -192,6 +196,7 @@ def test_a_label_out_of_range_is_a_mistake(
     root = write_svhn(tmp_path / "svhn", monkeypatch, labels)
     with pytest.raises(Mistake, match=rf"a label in 'train' is {wrong}, and not one of 0 to 9. Remove the files of"):
         load(option("svhn", tmp_path, root=str(root)), test=False)
+    assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_an_empty_split_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,15 @@ CACHE_VERSION = 2  # a new one when decoding changes what the pixels are, or wha
 
 @dataclass(frozen=True)
 class Decoded:
-    """A split as its files say it; `remarks` are about those files, one line each, and are told in every run."""
+    """A split as its files say it; `remarks` are about those files, one line each, and are told in every run.
+
+    What is not `lasting` is not kept.
+    """
 
     classes: list[str]
     split: Split
     remarks: list[str]
+    lasting: bool = True
 
 
 def cached(folder: str, key: list[object], decode: Callable[[], Decoded]) -> tuple[list[str], Split]:
@@ -48,7 +52,8 @@ def cached(folder: str, key: list[object], decode: Callable[[], Decoded]) -> tup
         decoded = _read(path)
         if decoded is None:
             decoded = decode()
-            _keep(path, decoded)
+            if decoded.lasting:
+                _keep(path, decoded)
     for remark in decoded.remarks:
         log.info(remark)
     return decoded.classes, decoded.split

@@ -31,6 +31,8 @@ CINIC10_ARCHIVE = (
 TINY_IMAGENET_ARCHIVE = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")
 
 T = TypeVar("T")
+# What its images depend on besides name, split and size, and how to decode them.
+Source = tuple[list[object], Callable[[], Decoded]]
 
 
 def read(data: Data, split: str) -> tuple[list[str], Split]:
@@ -38,6 +40,11 @@ def read(data: Data, split: str) -> tuple[list[str], Split]:
 
     `split` is train or test, and of CINIC-10 also valid, of SVHN also extra. Raises `Mistake`.
     """
+    key, decode = _source(data, split)
+    return cached(data.cache, [data.name, split, data.image_size, *key], lambda: _promised(data, split, decode()))
+
+
+def _source(data: Data, split: str) -> Source:
     match data:
         case Digits():
             return _digits(data, split)
@@ -54,7 +61,31 @@ def read(data: Data, split: str) -> tuple[list[str], Split]:
     raise AssertionError(data)
 
 
-def _digits(data: Digits, split: str) -> tuple[list[str], Split]:
+def _promised(data: Data, split: str, decoded: Decoded) -> Decoded:
+    """`decoded`, before it is kept. Raises `Mistake` unless it is what the data set promises."""
+    classes, images, labels = decoded.classes, decoded.split.images, decoded.split.labels
+    differ = ", ".join(sorted(set(classes) ^ set(data.names)))
+    wrong = [label for label in labels.unique().tolist() if not 0 <= label < len(classes)]
+    problem = None
+    if data.names and classes != list(data.names):
+        problem = f"'{split}' does not have the classes of {data.name} ({differ} is in one only)"
+    elif len(classes) != (data.classes or len(classes)):
+        problem = f"'{split}' has {len(classes)} classes instead of {data.classes}"
+    elif len(images) != len(labels):
+        problem = f"'{split}' has {len(images)} images and {len(labels)} labels"
+    elif len(labels) == 0:
+        problem = f"there is no image in '{split}'"
+    elif wrong:
+        problem = f"a label in '{split}' is {wrong[0]}, and not one of 0 to {len(classes) - 1}"
+    if problem is not None:
+        raise Mistake(
+            f"data.root={getattr(data, 'root', '')}: {problem}. "
+            f"Remove the files of '{split}' and run the same command again, or type data=digits"
+        )
+    return decoded
+
+
+def _digits(data: Digits, split: str) -> Source:
     def decode() -> Decoded:
         from sklearn.datasets import load_digits  # a second of imports
 
@@ -65,13 +96,12 @@ def _digits(data: Digits, split: str) -> tuple[list[str], Split]:
         images = (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         labels = torch.from_numpy(bunch.target)
         train, test = stratified(labels, 0.2, seed=0)  # always the same fifth
-        whole = Split(images, labels)
-        return Decoded([str(name) for name in bunch.target_names], whole[train if split == "train" else test], [])
+        return Decoded(list(data.names), Split(images, labels)[train if split == "train" else test], [])
 
-    return cached(data.cache, ["digits", split, data.image_size], decode)
+    return [], decode
 
 
-def _cifar(data: CIFAR10 | CIFAR100, split: str) -> tuple[list[str], Split]:
+def _cifar(data: CIFAR10 | CIFAR100, split: str) -> Source:
     root = Path(data.root).expanduser()
 
     def decode() -> Decoded:
@@ -88,39 +118,40 @@ def _cifar(data: CIFAR10 | CIFAR100, split: str) -> tuple[list[str], Split]:
         images = resized(source.data.transpose(0, 3, 1, 2), data.image_size)  # which torchvision has as (N, H, W, 3)
         return Decoded(list(source.classes), Split(images, torch.tensor(source.targets)), [])
 
-    return cached(data.cache, [data.name, split, data.image_size, str(root.resolve())], decode)
+    return [str(root.resolve())], decode
 
 
-def _svhn(data: SVHN, split: str) -> tuple[list[str], Split]:
+def _svhn(data: SVHN, split: str) -> Source:
     root = Path(data.root).expanduser()
 
     def decode() -> Decoded:
-        from torchvision.datasets import SVHN as Source  # a second of imports
+        from torchvision import datasets  # a second of imports
 
-        url, name, md5 = Source.split_list[split]
-        source = _obtained(lambda: Source(str(root), split=split), data, (url, md5), root / name)
+        url, name, md5 = datasets.SVHN.split_list[split]
+        source = _obtained(lambda: datasets.SVHN(str(root), split=split), data, (url, md5), root / name)
         images = resized(source.data, data.image_size)
         return Decoded(list(data.names), Split(images, torch.from_numpy(np.atleast_1d(source.labels))), [])
 
-    return cached(data.cache, [data.name, split, data.image_size, str(root.resolve())], decode)
+    return [str(root.resolve())], decode
 
 
-def _cinic10(data: CINIC10, split: str) -> tuple[list[str], Split]:
+def _cinic10(data: CINIC10, split: str) -> Source:
     root = Path(data.root).expanduser()
 
     def decode() -> Decoded:
         folder = _unpacked(data, root, "CINIC-10", CINIC10_ARCHIVE) / split
         return _decoded(data, *_class_folders(folder, data.root))
 
-    return cached(data.cache, [data.name, split, data.image_size, data.on_error, str(root.resolve())], decode)
+    return [data.on_error, str(root.resolve())], decode
 
 
-def _tiny_imagenet(data: TinyImageNet, split: str) -> tuple[list[str], Split]:
+def _tiny_imagenet(data: TinyImageNet, split: str) -> Source:
     root = Path(data.root).expanduser()
 
     def decode() -> Decoded:
         folder = _unpacked(data, root, "tiny-imagenet-200", TINY_IMAGENET_ARCHIVE)
         wnids = sorted(_lines(data, folder / "wnids.txt"))
+        labels = {wnid: label for label, wnid in enumerate(wnids)}
         words = dict(line.split("\t", 1) for line in _lines(data, folder / "words.txt") if "\t" in line)
         short = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
         # Two classes may have the same first word: they keep their wnid.
@@ -132,34 +163,30 @@ def _tiny_imagenet(data: TinyImageNet, split: str) -> tuple[list[str], Split]:
         else:
             annotations = [line.split("\t") for line in _lines(data, folder / "val" / "val_annotations.txt")]
             listed = [(str(folder / "val" / "images" / name), "".join(rest[:1])) for name, *rest in annotations]
-        labels = {wnid: label for label, wnid in enumerate(wnids)}
-        unknown = next((wnid for _, wnid in listed if wnid not in labels), None)
-        if unknown is not None:
-            raise Mistake(
-                f"data.root={data.root}: val_annotations.txt names the class '{unknown}', wnids.txt does not. "
-                f"Remove {folder} and run the same command again"
-            )
+        for _, wnid in listed:
+            if wnid not in labels:
+                raise Mistake(
+                    f"data.root={data.root}: val_annotations.txt names the class '{wnid}', wnids.txt does not. "
+                    f"Remove {folder} and run the same command again"
+                )
         return _decoded(data, classes, [path for path, _ in listed], [labels[wnid] for _, wnid in listed])
 
-    return cached(data.cache, [data.name, split, data.image_size, data.on_error, str(root.resolve())], decode)
+    return [data.on_error, str(root.resolve())], decode
 
 
-def _image_folder(data: ImageFolder, split: str) -> tuple[list[str], Split]:
+def _image_folder(data: ImageFolder, split: str) -> Source:
     folder = Path(data.root).expanduser() / split
     classes, files, labels = _class_folders(folder, data.root)
     stamps = []  # these files are the user's, and may change
     for path in files:
         try:
             stat = os.stat(path)
+            stamps.append((path, stat.st_size, stat.st_mtime_ns))
         except OSError as error:
-            raise Mistake(f"data.root={data.root}: {path} cannot be read ({error.strerror}). Remove it") from error
-        stamps.append((path, stat.st_size, stat.st_mtime_ns))
-
-    def decode() -> Decoded:
-        return _decoded(data, classes, files, labels)
-
-    key = [data.name, split, data.image_size, data.on_error, str(folder.resolve()), classes, stamps]
-    return cached(data.cache, key, decode)
+            if data.on_error == "raise":
+                raise Mistake(f"data.root={data.root}: {path} cannot be read ({error.strerror}). Remove it") from error
+            stamps.append((path, -1, -1))
+    return [data.on_error, str(folder.resolve()), classes, stamps], lambda: _decoded(data, classes, files, labels)
 
 
 def _decoded(
@@ -167,7 +194,9 @@ def _decoded(
 ) -> Decoded:
     log.info("decoding %s images of %s (once; kept in %s)", f"{len(files):,}", data.root, data.cache)
     images, kept, remarks = read_images(files, data.image_size, data.root, data.on_error)
-    return Decoded(classes, Split(images, torch.tensor(labels, dtype=torch.int64)[kept]), remarks)
+    # A published set's files are not looked at again when it is cached: one that lacks some must not stay that way.
+    lasting = isinstance(data, ImageFolder) or len(kept) == len(files)
+    return Decoded(classes, Split(images, torch.tensor(labels, dtype=torch.int64)[kept]), remarks, lasting)
 
 
 def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[int]]:
@@ -207,7 +236,7 @@ def _images_below(folder: Path) -> list[str]:
 
 def _lines(data: TinyImageNet, path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError as error:
         raise Mistake(
             f"data.root={data.root}: {path} cannot be read ({error.strerror}). "

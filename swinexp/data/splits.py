@@ -59,8 +59,9 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation (3,) of uint8 images, on the scale [0, 1], exact to rounding."""
-    channels = images.transpose(0, 1).flatten(1)
-    counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for block in images.split(4096):  # a copy of all channels at once would be as large as the data set
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in block.transpose(0, 1)])
     values = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(dim=1, keepdim=True)
     mean = (share * values).sum(dim=1)
