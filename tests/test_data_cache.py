@@ -108,6 +108,7 @@ def test_a_disk_that_fills_costs_only_time(
     classes, split = cached(str(tmp_path), ["set", "train"], decoded)
     assert (classes, len(split)) == (["a", "b"], 100)
     assert "could not be kept" in caplog.text
+    assert "No space left on device" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -260,6 +260,30 @@ def test_an_archive_that_is_there_is_unpacked(name: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("_no_network")
+def test_two_that_miss_the_same_files_unpack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    import threading
+
+    from swinexp.data import sources
+    from swinexp.data.download import checksum, unpack
+
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.make_archive(str(root / "CINIC-10"), "gztar", write_cinic10(tmp_path / "packed"))
+    monkeypatch.setattr(sources, "CINIC10_ARCHIVE", (sources.CINIC10_ARCHIVE[0], checksum(root / "CINIC-10.tar.gz")))
+    unpacked, seen = [], []
+    monkeypatch.setattr(sources, "unpack", lambda *paths: (unpacked.append(paths), unpack(*paths)))
+    options = [option("cinic10", tmp_path, root=str(root), image_size=size) for size in (16, 32)]
+    threads = [threading.Thread(target=lambda each=each: seen.append(sizes(each))) for each in options]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [[40, 40, 40]] * 2
+    assert len(unpacked) == 1
+
+
+@pytest.mark.usefixtures("_no_network")
 def test_damaged_pickles_are_unpacked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
