@@ -43,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         server.asked.append(self.headers["Range"])
+        if not server.url.endswith(self.path):
+            self.send_error(404)
+            return
         start = int(re.findall(r"\d+", self.headers["Range"])[0]) if self.headers["Range"] and server.ranges else 0
         if start >= len(CONTENT):
             self.send_error(416)
@@ -151,11 +154,13 @@ def test_a_silent_server_is_given_up(server: Server, tmp_path: Path, monkeypatch
 
 
 def test_errors_of_the_server_are_told(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="HTTP Error 404"):
+        download(server.url + "/nowhere", tmp_path / "file", MD5)
     server.shutdown()
     server.server_close()
     with pytest.raises(OSError, match="refused"):
-        download(server.url, tmp_path / "other", MD5)
+        download(server.url, tmp_path / "file", MD5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def tar(path: Path, *members: tarfile.TarInfo) -> Path:

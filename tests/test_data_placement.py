@@ -40,6 +40,23 @@ def test_batches_from_the_host_are_those_of_the_device(split: Split) -> None:
         assert torch.equal(here.images, there.images)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_batches_from_the_host_are_those_of_a_gpu() -> None:
+    gpu = torch.device("cuda", 0)
+    images = torch.randint(256, (4096, 3, 64, 64), dtype=torch.uint8)
+    split = Split(images, torch.arange(4096))
+    order = torch.randperm(4096).split(256)
+    for batch, index in zip(HostSplit(images, split.labels, gpu).each(order), order, strict=True):
+        torch.cuda._sleep(5_000_000)  # the device falls behind the host, which must not overwrite what it waits for
+        images_sum = batch.images.long().sum(dim=(1, 2, 3))
+        assert batch.images.device == gpu
+        assert torch.equal(batch.labels.cpu(), index)
+        assert torch.equal(images_sum.cpu(), images[index].long().sum(dim=(1, 2, 3)))
+    host = list(HostSplit(images, split.labels, gpu).each(order))  # all at once, none waited for
+    device = list(split.to(gpu).each([index.to(gpu) for index in order]))
+    assert all(torch.equal(here.images, there.images) for here, there in zip(host, device, strict=True))
+
+
 def test_the_host_is_one_batch_ahead(split: Split) -> None:
     sent = []
 
