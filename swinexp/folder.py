@@ -20,7 +20,7 @@ from swinexp.mistake import Mistake, check, leaves
 # Groups whose option is the name of a whole run or sweep: the name stands for itself.
 NAMED = ("sweep", "experiment")
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
-INCIDENTAL = ("name", "wandb", "data.cache")
+INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
 TEMPORARY = ".part"  # how files end that are not yet whole
 
@@ -131,7 +131,8 @@ class Folder:
         there = leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
         here = leaves(config)
         keys = [key for key in sorted({*there, *here}) if not incidental(key) and there.get(key) != here.get(key)]
-        if here.get("data.name") == "cifar10" and "data.root" in keys:  # the same images wherever they lie
+        published = here.get("data.name") != "image_folder"  # then the same images wherever they lie
+        if published and "data.root" in keys:
             keys.remove("data.root")
         if keys:
             differences = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} now" for key in keys[:3])

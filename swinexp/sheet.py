@@ -41,8 +41,8 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
     from swinexp.augment import augment, mirrored_in_turn
     from swinexp.train import derive
 
-    chosen = dataset.train[spread(dataset.train.labels, IMAGES)]
-    device, classes = chosen.images.device, dataset.classes
+    device, classes = dataset.mean.device, dataset.classes
+    chosen = dataset.train[spread(dataset.train.labels, IMAGES)].to(device)
     generator = torch.Generator(device)
     rows = len(chosen.labels)
     figure = Figure(figsize=(1.25 * (VIEWS + 1), 1.42 * rows + 0.4), layout="constrained", dpi=110)

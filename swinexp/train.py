@@ -268,7 +268,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
     dataset = as_the_network_sees(run, dataset)
-    return model.to(device), dataset.to(device)
+    return model.to(device), dataset.to(device, run.data.placement)
 
 
 def train(
@@ -335,17 +335,17 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
     generator.manual_seed(derive(run.seed, "order", epoch))
     order = torch.randperm(len(train_set), generator=generator, device=device)
     order = order[: steps * (batch_size // repeats)].repeat_interleave(repeats)
-    mirrored = None
+    mirrored: Sequence[Tensor | None] = [None] * steps
     if run.augmentation.flip_in_turn:
         generator.manual_seed(derive(run.seed, "flip"))
-        mirrored = mirrored_in_turn(len(train_set), epoch, generator)
+        mirrored = mirrored_in_turn(len(train_set), epoch, generator)[order].split(batch_size)
+    batches = train_set.each(order.to(train_set.labels.device).split(batch_size)[start:steps])  # where the images lie
     state.forward.train()
     began = time.perf_counter()
-    for index in order.split(batch_size)[start:steps]:
+    for batch, flips in zip(batches, mirrored[start:steps], strict=True):
         # Reseeded for every step, so that a resumed step is the same step: for augmentation, and for drop path.
         generator.manual_seed(derive(run.seed, "augmentation", state.step))
         drop_path.manual_seed(derive(run.seed, "drop path", state.step))
-        batch = train_set[index]
         images, labels = augment(
             run.augmentation,
             batch.images,
@@ -354,7 +354,7 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
             dataset.mean,
             dataset.std,
             generator,
-            None if mirrored is None else mirrored[index],
+            flips,
         )
         # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
         scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)

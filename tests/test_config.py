@@ -47,7 +47,7 @@ def test_the_groups_are_those_that_are_promised() -> None:
     assert options["augmentation"] == {"none", "basic", "trivial", "rand", "auto", "reference", "strong"}
     assert options["optimizer"] >= {"adamw", "sgd"}
     assert options["schedule"] >= {"cosine", "constant"}
-    assert options["data"] >= {"digits", "cifar10", "image_folder"}
+    assert options["data"] >= {"digits", "cifar10", "cifar100", "svhn", "cinic10", "tiny_imagenet", "image_folder"}
     assert options["wandb"] >= {"auto", "online", "offline", "disabled"}
     assert options["experiment"] >= {"quickstart", "cifar10"}
 
@@ -76,6 +76,7 @@ def test_yaml_holds_every_value_and_the_dataclasses_none() -> None:
 
 def test_mirroring_belongs_to_the_data() -> None:
     assert not typed(config("data=digits", "augmentation=basic")).augmentation.flip
+    assert not typed(config("data=svhn", "augmentation=strong")).augmentation.flip
     assert typed(config("data=cifar10", "augmentation=strong")).augmentation.flip
 
 
@@ -114,6 +115,12 @@ def test_mirroring_belongs_to_the_data() -> None:
         (["model.heads=[2,null]"], r"model.heads=null: .* Type for example model.heads=\["),
         (["wandb.tags=a"], r"wandb.tags=a: a list is needed. Type for example wandb.tags=\[a\]"),
         (["model.depths=null"], r"model.depths=null: null is not allowed"),
+        (["data.placement=gpu"], "data.placement=gpu: one of auto, device, host. Type data.placement=auto"),
+        (
+            ["data=cinic10", "data.on_error=ignore"],
+            "data.on_error=ignore: one of raise, skip. Type data.on_error=raise",
+        ),
+        (["data=cinic10", "+data.val_fraction=0.1"], "data.val_fraction=0.1: no such key; .* Type data=cifar10 "),
         (["data=image_folder"], r"data.root=\?\?\?: it has no default and must be given. Type data.root=VALUE"),
         (["~window"], "window=.*it has no default and must be given; there are w2, .* Type window=w2"),
     ],

@@ -30,7 +30,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart. Type experiment=quickstart"),
         ("sweep=size", "sweep=size: no such option; there are sizes. Type sweep=sizes"),
-        ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, cache. Type data=cifar10 data.root=images"),
+        ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, placement, cache. Type data=cifar10 data.root=images"),
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
         ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
         ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swinexp.data import load
+from swinexp.data.images import on_all_cores, resized
+from swinexp.mistake import Mistake
+from tests.published import image_folder, write_folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "images")
+
+
+def test_every_mode_and_shape_becomes_square_rgb(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tree / "train" / "ant"
+    for file in folder.iterdir():
+        file.unlink()
+    grey = np.full((8, 8), 100, dtype=np.uint8)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(grey).save(folder / "grey.jpg", quality=100)
+    Image.fromarray(grey).convert("LA").save(folder / "la.png")
+    Image.fromarray(grey).convert("RGBA").save(folder / "rgba.png")
+    Image.fromarray(grey).convert("P").save(folder / "palette.png")
+    Image.fromarray(grey).convert("P").save(folder / "transparent.png", transparency=bytes(range(256)))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(np.full((40, 20, 3), 100, dtype=np.uint8)).save(folder / "tall.jpg")
+    Image.fromarray(np.full((5, 30, 3), 100, dtype=np.uint8)).save(folder / "WIDE.JPEG")
+    (folder / "notes.txt").write_text("is no image")
+    with caplog.at_level(logging.INFO):
+        dataset = load(image_folder(tree), test=False)
+    ants = torch.cat([split.images[split.labels == 0] for split in (dataset.train, dataset.val)])
+    assert len(ants) == 9
+    assert (ants.int() - 100).abs().max() <= 1
+    (told,) = [message for message in caplog.messages if "converted" in message]
+    before, _, counts = told.partition("of 25 images some were not RGB and have been converted: ")
+    assert before == f"{tree}: "
+    assert set(counts.split(", ")) == {"2 grey", "2 palette", "1 grey with transparency", "1 RGBA", "1 16-bit"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut short"])
+def test_an_unreadable_image_is_named(tree: Path, content: bytes) -> None:
+    broken = tree / "train" / "bee" / "0003.png"
+    broken.write_bytes(content)
+    with pytest.raises(
+        Mistake, match=rf"{broken} is not a readable image .* Replace or remove the file, or type data.on_error=skip"
+    ):
+        load(image_folder(tree), test=False)
+    assert not list((tree.parent / "cache").glob("*"))
+
+
+def test_a_truncated_image_is_named(tree: Path) -> None:
+    broken = tree / "train" / "bee" / "0003.png"
+    noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(broken)
+    broken.write_bytes(broken.read_bytes()[:-500])
+    with pytest.raises(Mistake, match=rf"{broken} is not a readable image"):
+        load(image_folder(tree), test=False)
+
+
+def test_unreadable_images_are_skipped_when_asked(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("ant/0000.png", "bee/0003.png"):
+        (tree / "train" / name).write_bytes(b"no image")
+    for _ in ("decoded", "from the cache"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            dataset = load(image_folder(tree, on_error="skip"), test=False)
+        assert "2 of 24 images could not be read and have been skipped; the first is" in caplog.text
+        assert "ant/0000.png" in caplog.text
+        assert len(dataset.train) + len(dataset.val) == 22
+        for split in (dataset.train, dataset.val):
+            assert torch.equal(split.images[:, 0, 0, 0].long(), 80 * split.labels)
+    with pytest.raises(Mistake, match="not a readable image"):  # what was skipped is no answer to raise
+        load(image_folder(tree), test=False)
+
+
+def test_skipping_everything_is_a_mistake(tree: Path) -> None:
+    for file in (tree / "train").rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(Mistake, match=r"none of 24 images is readable; the first is .*/ant/0000.png"):
+        load(image_folder(tree, on_error="skip"), test=False)
+
+
+def test_arrays_keep_their_pixels_or_are_resized() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(3, 3, 8, 8), dtype=np.uint8)
+    assert torch.equal(resized(pixels, 8), torch.from_numpy(pixels))
+    flat = np.broadcast_to(np.array([10, 20, 30], dtype=np.uint8)[:, None, None], (5, 3, 8, 8))
+    larger = resized(flat, 20)
+    assert larger.shape == (5, 3, 20, 20)
+    assert larger[:, :, 7, 3].tolist() == [[10, 20, 30]] * 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 1000])
+def test_everything_is_done_once(count: int) -> None:
+    done = np.zeros(count, dtype=np.int64)
+
+    def work(i: int) -> None:
+        done[i] += 1
+
+    on_all_cores(work, count, "counting")
+    assert (done == 1).all()
+
+
+def test_no_bar_where_there_is_no_terminal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(image_folder(tree), test=False)
+    assert capsys.readouterr().out == ""
