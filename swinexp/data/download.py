@@ -114,7 +114,9 @@ def unpack(archive: Path, folder: Path) -> None:
         (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, temporary)
         inside = list(temporary.iterdir())
         whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            log.warning("%s is not complete: another takes its place", folder)
+            shutil.rmtree(folder)
         whole.rename(folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise OSError(f"{archive} cannot be unpacked: {error}") from error

@@ -46,7 +46,7 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     largest remainders are rounded up.
     """
     generator = torch.Generator().manual_seed(seed)
-    members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    members = labels.argsort(stable=True).split(labels.bincount().tolist())
     shares = torch.tensor([fraction * len(index) for index in members], dtype=torch.float64)
     counts = shares.floor().long()
     missing = round(fraction * len(labels)) - int(counts.sum())
@@ -59,9 +59,8 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation (3,) of uint8 images, on the scale [0, 1], exact to rounding."""
-    counts = torch.zeros(3, 256, dtype=torch.float64)
-    for block in images.split(4096):  # a copy of all channels at once would be as large as the data set
-        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in block.transpose(0, 1)])
+    # One channel after the other: a copy of all at once would be as large as the data set.
+    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(3)]).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(dim=1, keepdim=True)
     mean = (share * values).sum(dim=1)
