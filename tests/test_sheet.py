@@ -52,7 +52,7 @@ def test_the_command_prints_what_the_data_are(
     assert sum(int(row[1]) for row in rows if row[0].isdigit()) == 1150
     assert "mean of the training pixels: 0." in out
     place = out.splitlines()[-1]
-    assert place == "outputs/data/augmentation=basic,data.image_size=16,augmentation.crop=2.png"
+    assert place == "outputs/data/augmentation=basic,augmentation.crop=2,data.image_size=16.png"
     assert imread(place)[..., :3].std() > 0.1
     command("data.image_size=16", "augmentation.crop=2", "--out=sheet.png")
     assert (tmp_path / "sheet.png").exists()

@@ -70,9 +70,13 @@ def test_without_onednn_the_layer_is_torchs(lacking: bool, monkeypatch: pytest.M
 def test_a_stage_in_parts_is_the_whole(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(attention={"similarity": similarity}).double().eval()
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    seen = []
+    model.layers[0].blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[index, union-attr]
     whole = model(images)
     monkeypatch.setattr("swinexp.swin.network.PART", 2 * 256 * 96)  # two images, then one
-    assert torch.allclose(model(images), whole, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(model(images), whole, rtol=0, atol=1e-12)
+    assert seen == [3, 2, 1]
 
 
 def test_compiled_and_autocast_models_take_torchs_ways(monkeypatch: pytest.MonkeyPatch) -> None:

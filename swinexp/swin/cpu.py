@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PART = 2**20  # values of a stage's input to work on at a time, so that what is made of them stays in cache
+# Without gradients: values of a stage's input to work on at a time, so that what is made of them stays in cache.
+PART = 2**20
 # oneDNN's product, as compiled models have it on a CPU; an eager torch takes BLAS.
 LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 

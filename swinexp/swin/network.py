@@ -104,8 +104,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage"""
-        parts = x.split(max(1, PART // x[0].numel())) if by_hand(x) else (x,)
-        return torch.cat([self.part(part) for part in parts]) if len(parts) > 1 else self.part(x)
+        if by_hand(x) and not torch.is_grad_enabled() and x.numel() > PART:
+            return torch.cat([self.part(part) for part in x.split(max(1, PART // x[0].numel()))])
+        return self.part(x)
 
     def part(self, x: Tensor) -> Tensor:
         """`forward`, for some images of a batch"""
