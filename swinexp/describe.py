@@ -3,7 +3,8 @@
     python -m swinexp.describe model=cifar window=w4 patch=p2
     python -m swinexp.describe model=swin_t window=w7 patch=p4 data.image_size=224 --classes=1000
 
-takes the same overrides as swinexp.run, and trains nothing; without --classes, the head is for 10.
+takes the same overrides as swinexp.run, and trains nothing. The head is for the classes of the data set, or for
+those of --classes; for 10 where neither says.
 """
 
 from __future__ import annotations
@@ -164,10 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from swinexp.mistake import check
 
         flags = [argument for argument in overrides if argument.startswith("--classes")]
-        classes = flags[-1].removeprefix("--classes").removeprefix("=") if flags else "10"
+        run = typed(compose([argument for argument in overrides if argument not in flags]))
+        classes = flags[-1].removeprefix("--classes").removeprefix("=") if flags else str(run.data.classes or 10)
         fits = classes.isdecimal() and int(classes) >= 1
         check(fits, "--classes", classes, "a whole number from 1", "--classes=10")
-        describe(typed(compose([argument for argument in overrides if argument not in flags])), int(classes))
+        describe(run, int(classes))
 
 
 if __name__ == "__main__":

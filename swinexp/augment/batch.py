@@ -158,7 +158,7 @@ def _mixed(config: Augmentation, pixels: Tensor, weights: Tensor, generator: Gen
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> float, (pixel / 255 - mean) / std for each channel."""
     scale = 1 / (255 * std)
-    return images.float() * scale[:, None, None] - (mean / std)[:, None, None]
+    return images.float().mul_(scale[:, None, None]).sub_((mean / std)[:, None, None])
 
 
 def mirrored_in_turn(count: int, epoch: int, generator: Generator) -> Tensor:

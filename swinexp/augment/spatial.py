@@ -81,7 +81,7 @@ def random_erase(images: Tensor, probability: float, generator: Generator) -> Te
     B, _, H, W = images.shape
     top, left, height, width = _rectangles(B, (H, W), (H - 1, W - 1), *ERASED, generator, images.device)
     hit = torch.rand(B, generator=generator, device=images.device) < probability
-    return blank(images, top, left, top + height * hit, left + width)
+    return where(hit, blank, images, top, left, top + height, left + width)
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:

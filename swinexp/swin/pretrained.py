@@ -78,7 +78,7 @@ def fit(model: Swin, weights: Weights) -> Report:
             continue
         change = f"{_shape(there)} → {_shape(here)}"
         if there.shape != here.shape:
-            fitted = next((fit(there, here.shape) for end, fit in _RESIZED.items() if name.endswith(end)), None)
+            fitted = next((by(there, here.shape) for end, by in _RESIZED.items() if name.endswith(end)), None)
             if fitted is None:
                 wrong.append((name, f"has another shape ({change})"))
                 continue
