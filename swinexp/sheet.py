@@ -45,7 +45,7 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
     chosen = dataset.train[spread(dataset.train.labels, IMAGES)].to(device)
     generator = torch.Generator(device)
     rows = len(chosen.labels)
-    figure = Figure(figsize=(1.25 * (VIEWS + 1), 1.42 * rows + 0.4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(1.25 * (VIEWS + 1), 1.55 * rows + 0.4), layout="constrained", dpi=110)
     cells = figure.subplots(rows, VIEWS + 1, squeeze=False)
     for row, (image, label) in enumerate(zip(chosen.images.cpu(), chosen.labels.tolist(), strict=True)):
         cells[row, 0].imshow(image.permute(1, 2, 0).numpy())
@@ -73,10 +73,10 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
 def _label(weights: Tensor, classes: list[str]) -> str:
     """The classes of an image, with their shares where there are two."""
     shares, labels = weights.topk(min(2, len(weights)))
-    named = [f"{_short(classes[label])}" for label in labels.tolist()]
+    named = [_short(classes[label]) for label in labels.tolist()]
     if len(named) == 1 or shares[1] < 0.005:
-        return named[0]
-    return f"{named[0]} {100 * shares[0]:.0f} · {named[1]} {100 * shares[1]:.0f}"
+        return f"{named[0]}\n"
+    return "\n".join(f"{name} {100 * share:.0f} %" for name, share in zip(named, shares.tolist(), strict=True))
 
 
 def _short(name: str) -> str:
