@@ -423,6 +423,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     row("parameters", "parameters", "{:,}")
     row("FLOPs an image", "flops", "{:,}")
     row("training images/s", "train/images_per_second", "{:,.0f}")
+    row("inference images/s", "val/images_per_second", "{:,.0f}")
     row("seconds, training and validation", "seconds", "{:.1f}")
     table.add_row("device", f"{summary['device']} ({summary['device_name']})")
     console = Console()

@@ -210,3 +210,23 @@ def test_a_suggested_window_fits() -> None:
             check_fit(model, Window(size, True), pixels, image_size)
         suggested = int(str(mistake.value).rpartition("=")[2])
         check_fit(model, Window(suggested, True), pixels, image_size)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 32, 32), "images must be B × 3 × 32 × 32, and these are 2 × 1 × 32 × 32"),
+        ((2, 4, 32, 32), "and these are 2 × 4 × 32 × 32"),
+        ((2, 3, 32, 28), "and these are 2 × 3 × 32 × 28"),
+        ((3, 32, 32), "and these are 3 × 32 × 32"),
+    ],
+)
+def test_images_of_another_shape_are_told(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network()(torch.randn(shape))
+
+
+@pytest.mark.parametrize(("image", "patch"), [((2, 2), 4), ((32, 30), 4), (9, 2)])
+def test_images_that_patches_do_not_divide_are_told(image: int | tuple[int, int], patch: int) -> None:
+    with pytest.raises(ValueError, match=rf"images of .* pixels cannot be cut into patches of {patch}×{patch}"):
+        network(image, patch={"size": patch})

@@ -51,7 +51,16 @@ def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -
         "curves.png",
     }
     summary = json.loads((folder / "summary.json").read_text())
-    expected = {"val/accuracy", "val/loss", "test/accuracy", "train/images_per_second", "parameters", "flops", "epochs"}
+    expected = {
+        "val/accuracy",
+        "val/loss",
+        "test/accuracy",
+        "train/images_per_second",
+        "val/images_per_second",
+        "parameters",
+        "flops",
+        "epochs",
+    }
     assert set(summary) >= expected | {"seconds", "seed", "versions", "device", "git", "best/val/accuracy"}
     assert summary["parameters"] == 370_102
     assert summary["epochs"] == 2

@@ -92,7 +92,14 @@ def test_watch_hears_of_every_epoch_once_and_after_resuming_of_all(tmp_path: Pat
     train(run, *prepare(run), tmp_path / "last.pt", watch=again)
     assert again.epochs == [1, 2, 3]
     assert again.metrics[:2] == seen.metrics
-    assert set(seen.metrics[0]) >= {"train/loss", "train/lr", "val/loss", "val/accuracy", "train/images_per_second"}
+    assert set(seen.metrics[0]) >= {
+        "train/loss",
+        "train/lr",
+        "val/loss",
+        "val/accuracy",
+        "train/images_per_second",
+        "val/images_per_second",
+    }
 
 
 def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
@@ -257,12 +264,13 @@ def test_derived_seeds_differ_by_every_part() -> None:
 def test_the_summary_tells_last_from_best_and_leaves_out_the_warming_epoch() -> None:
     row = {"train/loss": 1.0, "train/seconds": 2.0, "val/seconds": 0.5, "val/loss": 1.0}
     history = [
-        {**row, "val/accuracy": accuracy, "train/images_per_second": speed}
+        {**row, "val/accuracy": accuracy, "train/images_per_second": speed, "val/images_per_second": 3 * speed}
         for accuracy, speed in [(0.1, 5.0), (0.9, 100.0), (0.8, 120.0), (0.7, 110.0)]
     ]
     figures = summarise(history)
     assert figures["val/accuracy"] == 0.7
     assert (figures["best/val/accuracy"], figures["best/epoch"]) == (0.9, 2)
     assert figures["train/images_per_second"] == 110
+    assert figures["val/images_per_second"] == 330
     assert figures["seconds"] == 10
     assert summarise(history[:1])["train/images_per_second"] == 5
