@@ -66,7 +66,7 @@ def theirs(chain: Callable[[Image.Image], Tensor], images: Tensor) -> Callable[[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=10, help="for each variant of a table row")

@@ -14,13 +14,13 @@ from swinexp.augment import (
     augment,
     cutmix,
     cutout,
+    flip,
     jitter,
     mirrored_in_turn,
     mixup,
     normalise,
     random_crop,
     random_erase,
-    random_flip,
     random_resized_crop,
 )
 from swinexp.augment.mixing import beta
@@ -59,11 +59,20 @@ def test_crop_is_a_window_of_the_padded_image_and_every_offset_is_as_likely(
 
 
 def test_flip_mirrors_half_of_the_images(images: Tensor, generator: Generator) -> None:
-    flipped = random_flip(images, generator)
-    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    unchanged = (flipped == images).flatten(1).all(1)
+    flipped = augmented(images, generator, flip=True)
+    pixels = normalise(images, torch.zeros(3), torch.ones(3))
+    mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
+    unchanged = (flipped == pixels).flatten(1).all(1)
     assert torch.all(mirrored ^ unchanged)
     assert 0.4 < mirrored.float().mean() < 0.6
+
+
+def test_a_crop_is_of_the_mirror_image_where_that_is_asked(images: Tensor, generator: Generator) -> None:
+    mirrored = torch.arange(len(images)) % 3 == 0
+    cropped = random_crop(images, 1, generator, mirrored)
+    whole = F.pad(flip(images, mirrored), (1, 1, 1, 1))
+    for image, result in zip(whole, cropped, strict=True):
+        assert any(torch.equal(image[:, y : y + 8, x : x + 8], result) for y in range(3) for x in range(3))
 
 
 def test_normalise_gives_mean_0_and_std_1(images: Tensor) -> None:

@@ -7,7 +7,7 @@ from swinexp.augment.batch import Augmentation, augment, mirrored_in_turn, norma
 from swinexp.augment.colour import jitter
 from swinexp.augment.mixing import cutmix, mixup
 from swinexp.augment.policies import POLICIES, auto_augment, rand_augment, trivial_augment
-from swinexp.augment.spatial import cutout, random_crop, random_erase, random_flip, random_resized_crop
+from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, random_resized_crop
 
 __all__ = [
     "POLICIES",
@@ -16,6 +16,7 @@ __all__ = [
     "auto_augment",
     "cutmix",
     "cutout",
+    "flip",
     "jitter",
     "mirrored_in_turn",
     "mixup",
@@ -23,7 +24,6 @@ __all__ = [
     "rand_augment",
     "random_crop",
     "random_erase",
-    "random_flip",
     "random_resized_crop",
     "trivial_augment",
 ]

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from swinexp.augment.colour import jitter
 from swinexp.augment.mixing import cutmix, mixup
 from swinexp.augment.policies import BINS, POLICIES, auto_augment, rand_augment, trivial_augment
-from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, random_flip, random_resized_crop
+from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, random_resized_crop
 from swinexp.mistake import check, one_of, shown
 
 MIXES = ("cutmix", "mixup", "switch")
@@ -121,15 +121,17 @@ def augment(
         images = rand_augment(images, config.rand_operations, config.rand_magnitude, generator)
     elif config.policy == "auto":
         images = auto_augment(images, generator)
-    if config.flip:
-        images = random_flip(images, generator) if mirrored is None else flip(images, mirrored)
+    if config.flip and mirrored is None:
+        mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     if config.crop:
-        images = random_crop(images, config.crop, generator)
+        images = random_crop(images, config.crop, generator, mirrored)
+    elif mirrored is not None:
+        images = flip(images, mirrored)
     if config.jitter is not None:
         images = jitter(images, config.jitter, generator)
     pixels = normalise(images, mean, std)
     if config.erase:
-        pixels = random_erase(pixels, config.erase, generator)
+        pixels = random_erase(pixels, config.erase, generator, reuse=True)
     if config.cutout:
         pixels = cutout(pixels, config.cutout, generator)
     weights = (labels[:, None] == torch.arange(classes, device=labels.device)).to(pixels.dtype)
@@ -139,20 +141,16 @@ def augment(
 
 
 def _mixed(config: Augmentation, pixels: Tensor, weights: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """The batch mixed, or as it is, without asking the device which."""
+    """The batch mixed, or as it is: by what share, so that the device is not asked which."""
     draw = torch.rand(2, generator=generator, device=pixels.device)
-    if config.mix in ("mixup", "switch"):
-        of_mixup = mixup(pixels, weights, config.mixup_alpha, config.mix_each, generator)
-    if config.mix in ("cutmix", "switch"):
-        of_cutmix = cutmix(pixels, weights, config.cutmix_alpha, config.mix_each, generator)
-    if config.mix == "switch":
-        mixed = [torch.where(draw[1] < 0.5, a, b) for a, b in zip(of_mixup, of_cutmix, strict=True)]
-    else:
-        mixed = list(of_mixup if config.mix == "mixup" else of_cutmix)
-    if config.mix_prob == 1:
-        return mixed[0], mixed[1]
     happens = draw[0] < config.mix_prob
-    return torch.where(happens, mixed[0], pixels), torch.where(happens, mixed[1], weights)
+    by_mixup = draw[1] < {"mixup": 1, "switch": 0.5, "cutmix": 0}[config.mix or ""]
+    each = config.mix_each
+    if config.mix != "cutmix":
+        pixels, weights = mixup(pixels, weights, config.mixup_alpha, each, generator, happens & by_mixup, reuse=True)
+    if config.mix != "mixup":
+        pixels, weights = cutmix(pixels, weights, config.cutmix_alpha, each, generator, happens & ~by_mixup, reuse=True)
+    return pixels, weights
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

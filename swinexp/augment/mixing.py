@@ -8,25 +8,43 @@ from torch import Generator, Tensor
 from swinexp.augment.spatial import boxes
 
 
-def mixup(images: Tensor, weights: Tensor, alpha: float, each: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+def mixup(
+    images: Tensor,
+    weights: Tensor,
+    alpha: float,
+    each: bool,
+    generator: Generator,
+    happens: Tensor | bool = True,
+    reuse: bool = False,
+) -> tuple[Tensor, Tensor]:
     """λ · image + (1 - λ) · another, labels in the same way, with λ ~ Beta(α, α) (arXiv 1710.09412).
 
-    λ is drawn for each image, or once for the batch. (B, C, H, W), (B, K) -> the same shapes
+    λ is drawn for each image, or once for the batch, and is 1 unless it `happens` (one bool, on the device).
+    With `reuse`, written over `images`. (B, C, H, W), (B, K) -> the same shapes
     """
-    share = beta(alpha, len(images), each, images.device, generator)
+    share = (1 - beta(alpha, len(images), each, images.device, generator)) * happens
     partner = torch.randperm(len(images), generator=generator, device=images.device)
-    images = images.lerp(images.index_select(0, partner), (1 - share).view(-1, 1, 1, 1).to(images.dtype))
-    return images, weights.lerp(weights[partner], (1 - share)[:, None])
+    mixed = _lerp(images, images.index_select(0, partner), share.view(-1, 1, 1, 1).to(images.dtype), reuse)
+    return mixed, weights.lerp(weights[partner], share[:, None])
 
 
-def cutmix(images: Tensor, weights: Tensor, alpha: float, each: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+def cutmix(
+    images: Tensor,
+    weights: Tensor,
+    alpha: float,
+    each: bool,
+    generator: Generator,
+    happens: Tensor | bool = True,
+    reuse: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Paste a rectangle of another image into each, labels by the area that was really pasted (arXiv 1905.04899).
 
-    Its area is 1 - λ of the image, λ ~ Beta(α, α), before the border cuts it; its centre is anywhere. Drawn for each
-    image, or once for the batch. (B, C, H, W), (B, K) -> the same shapes
+    Its area is 1 - λ of the image, λ ~ Beta(α, α), before the border cuts it, and 0 unless it `happens` (one bool, on
+    the device); its centre is anywhere. Drawn for each image, or once for the batch.
+    With `reuse`, written over `images`. (B, C, H, W), (B, K) -> the same shapes
     """
     B, _, H, W = images.shape
-    side = (1 - beta(alpha, B, each, images.device, generator)).sqrt()
+    side = (1 - beta(alpha, B, each, images.device, generator)).sqrt() * happens
     centre = torch.rand(2, B, generator=generator, device=images.device)
     if not each:
         centre = centre[:, :1].expand(2, B)
@@ -40,7 +58,12 @@ def cutmix(images: Tensor, weights: Tensor, alpha: float, each: bool, generator:
     inside = boxes(top, left, bottom, right, H, W)[:, None].to(images.dtype)
     share = ((bottom - top) * (right - left) / (H * W))[:, None]
     # Between 0 and 1, which are exact, a weighted mean is a choice, and on a CPU six times as fast as one.
-    return images.lerp(images.index_select(0, partner), inside), weights.lerp(weights[partner], share)
+    mixed = _lerp(images, images.index_select(0, partner), inside, reuse)
+    return mixed, weights.lerp(weights[partner], share)
+
+
+def _lerp(images: Tensor, others: Tensor, share: Tensor, reuse: bool) -> Tensor:
+    return images.lerp_(others, share) if reuse else images.lerp(others, share)
 
 
 def beta(alpha: float, count: int, each: bool, device: torch.device, generator: Generator) -> Tensor:

@@ -41,10 +41,13 @@ def is_any(operation: Tensor, names: tuple[str, ...]) -> Tensor:
     return (operation >= CODES[names[0]]) & (operation <= CODES[names[-1]])
 
 
-def where(chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *arguments: Tensor) -> Tensor:
+def where(
+    chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *arguments: Tensor, reuse: bool = False
+) -> Tensor:
     """`change(images, *arguments)` for the chosen images, the others as they are.
 
     A CPU computes it for the chosen ones alone; a GPU for all, because finding out which they are would wait for it.
+    With `reuse`, the result may be written over `images`.
     """
     if images.device.type == "cpu":
         index = chosen.nonzero()[:, 0]
@@ -52,7 +55,7 @@ def where(chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *argume
             return images
         # index_select copies eight times as fast as images[index]
         changed = change(*(each.index_select(0, index) for each in (images, *arguments)))
-        return images.index_copy(0, index, changed)
+        return images.index_copy_(0, index, changed) if reuse else images.index_copy(0, index, changed)
     return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
 
 

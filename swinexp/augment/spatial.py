@@ -16,24 +16,31 @@ ERASED = ((0.02, 0.33), (0.3, 3.3))  # area and aspect ratio of what is erased
 TRIALS = 10  # to draw a rectangle that fits
 
 
-def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
-    """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)"""
-    B = len(images)
+def random_crop(images: Tensor, padding: int, generator: Generator, mirrored: Tensor | None = None) -> Tensor:
+    """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)
+
+    Of its mirror image where `mirrored` (B,) says so, which then costs nothing.
+    """
+    B, C, H, W = images.shape
     top, left = torch.randint(2 * padding + 1, (2, B), generator=generator, device=images.device)
-    return windows(images, padding, top, left)
+    sources = [images] if mirrored is None else [images, images.flip(-1)]
+    padded = images.new_zeros(len(sources) * B, C, H + 2 * padding, W + 2 * padding)
+    for part, source in zip(padded.split(B), sources, strict=True):
+        part[:, :, padding : padding + H, padding : padding + W] = source
+    return windows(padded, (H, W), top, left, 0 if mirrored is None else mirrored * B)
 
 
-def windows(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """The window of each zero-padded image that begins at `top` and `left`, each (B,). (B, C, H, W) -> (B, C, H, W)
+def windows(padded: Tensor, size: Sequence[int], top: Tensor, left: Tensor, skipped: Tensor | int) -> Tensor:
+    """(M, C, h, w) -> (B, C, H, W): windows of `size`, for each of B its corner, and how many images further it lies.
 
     A row of a window is W values from some place in memory on, so that one selection among all such rows gathers them.
     """
-    B, C, H, W = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding))
+    B, C, (H, W) = len(top), padded.shape[1], size
     tall, wide = padded.shape[-2:]
-    planes = torch.arange(0, padded.numel(), tall * wide, device=images.device).view(B, C, 1)
-    rows = torch.arange(0, H * wide, wide, device=images.device)
-    starts = planes + (top * wide + left)[:, None, None] + rows
+    image = torch.arange(B, device=top.device) + skipped
+    planes = torch.arange(0, C * tall * wide, tall * wide, device=top.device)[:, None]
+    rows = torch.arange(0, H * wide, wide, device=top.device)
+    starts = (image * (C * tall * wide) + top * wide + left)[:, None, None] + planes + rows  # (B, C, H)
     return padded.flatten().unfold(0, W, 1).index_select(0, starts.flatten()).view(B, C, H, W)
 
 
@@ -63,25 +70,20 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
     return whole(F.grid_sample(images.float(), grid, align_corners=False).round_().clamp_(0, 255))
 
 
-def random_flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror half of the images left to right. (B, C, H, W) -> (B, C, H, W)"""
-    return flip(images, torch.rand(len(images), generator=generator, device=images.device) < 0.5)
-
-
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror the images of which `mirrored` (B,) says so left to right."""
     return where(mirrored, lambda chosen: chosen.flip(-1), images)
 
 
-def random_erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
+def random_erase(images: Tensor, probability: float, generator: Generator, reuse: bool = False) -> Tensor:
     """Set a rectangle to 0 in a share of the images (arXiv 1708.04896). (B, C, H, W) -> (B, C, H, W)
 
-    Area 2 % to 33 % of the image, aspect ratio 0.3 to 3.3, log-uniform.
+    Area 2 % to 33 % of the image, aspect ratio 0.3 to 3.3, log-uniform. With `reuse`, written over `images`.
     """
     B, _, H, W = images.shape
     top, left, height, width = _rectangles(B, (H, W), (H - 1, W - 1), *ERASED, generator, images.device)
     hit = torch.rand(B, generator=generator, device=images.device) < probability
-    return where(hit, blank, images, top, left, top + height, left + width)
+    return where(hit, blank, images, top, left, top + height, left + width, reuse=reuse)
 
 
 def cutout(images: Tensor, side: int, generator: Generator) -> Tensor:
@@ -125,8 +127,8 @@ def _rectangles(
 
 def boxes(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, height: int, width: int) -> Tensor:
     """(B, H, W) bool: the pixels of each image with top ≤ y < bottom and left ≤ x < right, each (B,)."""
-    y = torch.arange(height, device=top.device)
-    x = torch.arange(width, device=top.device)
+    y = torch.arange(height, device=top.device, dtype=top.dtype)
+    x = torch.arange(width, device=top.device, dtype=top.dtype)
     rows = (y >= top[:, None]) & (y < bottom[:, None])
     columns = (x >= left[:, None]) & (x < right[:, None])
     return rows[:, :, None] & columns[:, None, :]
