@@ -51,14 +51,6 @@ class Run:
             "the test set is read only with test=true, and choosing by it is not fair",
             "objective=val/accuracy",
         )
-        batch, repeats = self.trainer.batch_size, self.augmentation.repeats
-        check(
-            batch % repeats == 0,
-            "augmentation.repeats",
-            repeats,
-            f"it does not divide the batch (trainer.batch_size={batch})",
-            f"trainer.batch_size={max(batch // repeats, 1) * repeats}",
-        )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
 
 

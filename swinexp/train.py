@@ -337,7 +337,8 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
     generator, drop_path = Generator(device), default_generator(device)
     generator.manual_seed(derive(run.seed, "order", epoch))
     order = torch.randperm(len(train_set), generator=generator, device=device)
-    order = order[: steps * (batch_size // repeats)].repeat_interleave(repeats)
+    views = steps * batch_size  # of the epoch; the last image may have fewer
+    order = order[: math.ceil(views / repeats)].repeat_interleave(repeats)[:views]
     mirrored: Sequence[Tensor | None] = [None] * steps
     if run.augmentation.flip_in_turn:
         generator.manual_seed(derive(run.seed, "flip"))

@@ -284,7 +284,6 @@ def test_the_reference_is_what_its_script_does() -> None:
         ),
         ("jitter=[0,0,0,0.6]", r"augmentation.jitter=.*hue \(0 to 0.5\)"),
         ("repeats=0", "augmentation.repeats=0: at least 1 view"),
-        ("repeats=3", "augmentation.repeats=3: it does not divide the batch .* Type trainer.batch_size=48"),
         ("flip_in_turn=true", "augmentation.flip_in_turn=true: images are not mirrored"),
     ],
 )

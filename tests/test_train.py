@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,14 @@ def test_repeats_put_several_views_of_an_image_in_a_batch(monkeypatch: pytest.Mo
     first, second = ({image for batch in epoch for image in batch} for epoch in (seen[:4], seen[4:]))
     assert len(first) == len(second) == 40
     assert first != second
+
+
+def test_repeats_need_not_divide_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = batches(monkeypatch, "augmentation.repeats=3", "augmentation.mix=cutmix", "augmentation.erase=0.25")
+    for epoch in (seen[:4], seen[4:]):
+        views = Counter(image for batch in epoch for image in batch)
+        assert sorted(views.values()) == [2, *[3] * 66]
+    assert all(len(batch) == 50 for batch in seen)
 
 
 def test_images_flipped_in_turn_are_mirrored_once_in_two_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
