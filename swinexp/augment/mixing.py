@@ -23,9 +23,7 @@ def mixup(
     With `reuse`, written over `images`. (B, C, H, W), (B, K) -> the same shapes
     """
     share = (1 - beta(alpha, len(images), each, images.device, generator)) * happens
-    partner = torch.randperm(len(images), generator=generator, device=images.device)
-    mixed = _lerp(images, images.index_select(0, partner), share.view(-1, 1, 1, 1).to(images.dtype), reuse)
-    return mixed, weights.lerp(weights[partner], share[:, None])
+    return _with_partners(images, weights, share.view(-1, 1, 1, 1), share, generator, reuse)
 
 
 def cutmix(
@@ -48,22 +46,26 @@ def cutmix(
     centre = torch.rand(2, B, generator=generator, device=images.device)
     if not each:
         centre = centre[:, :1].expand(2, B)
-    partner = torch.randperm(B, generator=generator, device=images.device)
     edges = []
     for size, at in ((H, centre[0]), (W, centre[1])):
         half = (size * side).floor() // 2
         middle = (size * at).floor()
         edges.append(((middle - half).clamp(min=0), (middle + half).clamp(max=size)))
     (top, bottom), (left, right) = edges
-    inside = boxes(top, left, bottom, right, H, W)[:, None].to(images.dtype)
-    share = ((bottom - top) * (right - left) / (H * W))[:, None]
     # Between 0 and 1, which are exact, a weighted mean is a choice, and on a CPU six times as fast as one.
-    mixed = _lerp(images, images.index_select(0, partner), inside, reuse)
-    return mixed, weights.lerp(weights[partner], share)
+    inside = boxes(top, left, bottom, right, H, W)[:, None]
+    share = (bottom - top) * (right - left) / (H * W)
+    return _with_partners(images, weights, inside, share, generator, reuse)
 
 
-def _lerp(images: Tensor, others: Tensor, share: Tensor, reuse: bool) -> Tensor:
-    return images.lerp_(others, share) if reuse else images.lerp(others, share)
+def _with_partners(
+    images: Tensor, weights: Tensor, inside: Tensor, share: Tensor, generator: Generator, reuse: bool
+) -> tuple[Tensor, Tensor]:
+    """Means with another image of the batch, weighted by `inside` (B, 1, …) for pixels, `share` (B,) for labels."""
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
+    others, inside = images.index_select(0, partner), inside.to(images.dtype)
+    mixed = images.lerp_(others, inside) if reuse else images.lerp(others, inside)
+    return mixed, weights.lerp(weights[partner], share[:, None])
 
 
 def beta(alpha: float, count: int, each: bool, device: torch.device, generator: Generator) -> Tensor:

@@ -122,10 +122,8 @@ class CINIC10(Data):
 
 
 @dataclass
-class TinyImageNet(TwoSplits):
-    """Tiny-ImageNet in `root`, downloaded when it is not there; its labelled `val` images are the test split."""
-
-    classes = 200
+class ImageFiles(TwoSplits):
+    """A data set of single files in `root`; what becomes of one that cannot be read is `on_error`."""
 
     root: str
     on_error: str
@@ -136,15 +134,15 @@ class TinyImageNet(TwoSplits):
 
 
 @dataclass
-class ImageFolder(TwoSplits):
+class TinyImageNet(ImageFiles):
+    """Tiny-ImageNet in `root`, downloaded when it is not there; its labelled `val` images are the test split."""
+
+    classes = 200
+
+
+@dataclass
+class ImageFolder(ImageFiles):
     """`root`/train/<class>/ and `root`/test/<class>/ with JPEG or PNG files."""
-
-    root: str
-    on_error: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("data.on_error", self.on_error, ON_ERROR)
 
 
 DATA: dict[str, type[Data]] = {
