@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from swinexp.swin.cpu import Linear
 from swinexp.swin.windows import gather, inverse
@@ -22,12 +22,18 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """(B, P, C), (B, P, C) -> (B, P, C)"""
+    def draw(self, images: int, device: torch.device, generator: Generator | None = None) -> Tensor:
+        """(images, 1, 1): the factor on the branch of each image, 0 for those that go without it"""
+        factors = torch.empty(images, 1, 1, device=device).bernoulli_(1 - self.rate, generator=generator)
+        return factors.div_(1 - self.rate)
+
+    def forward(self, x: Tensor, branch: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, P, C), (B, P, C), and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)"""
         if not self.training or self.rate == 0:
             return x + branch
-        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
-        return torch.addcmul(x, branch, keep.to(branch.dtype))
+        if factors is None:
+            factors = self.draw(len(x), x.device)
+        return torch.addcmul(x, branch, factors.to(branch.dtype))
 
 
 class LayerScale(nn.Module):

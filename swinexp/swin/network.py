@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from swinexp.swin.attention import WindowAttention
 from swinexp.swin.cpu import PART, Linear, by_hand
@@ -75,13 +75,14 @@ class SwinBlock(nn.Module):
         q, k, _ = self.attn.qkv_heads(self.windows(self.norm1(x) if self.normed_first else x))
         return self.attn.weights(q, k, self.mask)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, P, C) -> (B, P, C)"""
+    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, P, C) -> (B, P, C); `factors` (2, B, 1, 1) are of drop path, for each branch"""
+        first, second = (None, None) if factors is None else factors.unbind(0)
         if self.normed_first:
-            x = self.drop_path(x, self.ls1(self.attention(self.norm1(x))))
-            return self.drop_path(x, self.ls2(self.mlp(self.norm2(x))))
-        x = self.drop_path(x, self.ls1(self.norm1(self.attention(x))))
-        return self.drop_path(x, self.ls2(self.norm2(self.mlp(x))))
+            x = self.drop_path(x, self.ls1(self.attention(self.norm1(x))), first)
+            return self.drop_path(x, self.ls2(self.mlp(self.norm2(x))), second)
+        x = self.drop_path(x, self.ls1(self.norm1(self.attention(x))), first)
+        return self.drop_path(x, self.ls2(self.norm2(self.mlp(x))), second)
 
 
 class Stage(nn.Module):
@@ -102,16 +103,16 @@ class Stage(nn.Module):
         """Tokens in this stage's order to a map: (B, P, C) -> (B, H, W, C)"""
         return take(x, self.rows).unflatten(1, self.grid)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage"""
+    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage; `factors` (blocks, 2, B, 1, 1) of drop path"""
         if by_hand(x) and not torch.is_grad_enabled() and x.numel() > PART:
             return torch.cat([self.part(part) for part in x.split(max(1, PART // x[0].numel()))])
-        return self.part(x)
+        return self.part(x, factors)
 
-    def part(self, x: Tensor) -> Tensor:
+    def part(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """`forward`, for some images of a batch"""
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if factors is None else factors[i])
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -184,11 +185,25 @@ class Swin(nn.Module):
             x = x + self.absolute_pos_embed[:, self.patch_embed.order]
         return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) -> logits (B, classes)"""
+    def draw_drop_path(self, images: int, generator: Generator) -> Tensor | None:
+        """(blocks, 2, images, 1, 1): what drop path draws for a whole batch, so that parts of it train as the whole.
+
+        Nothing when no block drops anything. `generator` is on the device of the network.
+        """
+        drops = [block.drop_path for stage in self.stages() for block in stage.blocks if isinstance(block, SwinBlock)]
+        if not any(drop.rate for drop in drops):
+            return None
+        device = self.head.weight.device
+        return torch.stack([drop.draw(2 * images, device, generator).unflatten(0, (2, images)) for drop in drops])
+
+    def forward(self, images: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, 3, height, width) -> logits (B, classes); `factors` (blocks, 2, B, 1, 1) are of `draw_drop_path`"""
         x = self.tokens(images)
-        for stage in self.layers:
-            x = stage(x)
+        done = 0
+        for stage in self.stages():
+            depth = len(stage.blocks)
+            x = stage(x, None if factors is None else factors[done : done + depth])
+            done += depth
         return self.head(self.norm(x).mean(dim=1))
 
 
