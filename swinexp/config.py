@@ -14,7 +14,7 @@ from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb
-from swinexp.train import OBJECTIVES, TEST_OBJECTIVES, Trainer
+from swinexp.train import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
 
 # Groups whose keys depend on their option's name.
 KINDS: dict[str, dict[str, Any]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "data": DATA}
@@ -42,7 +42,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³-1", "seed=0")
-        allowed = OBJECTIVES + TEST_OBJECTIVES
+        allowed = OBJECTIVES + EMA_OBJECTIVES + TEST_OBJECTIVES
         one_of("objective", self.objective, allowed)
         check(
             self.test or self.objective not in TEST_OBJECTIVES,
@@ -50,6 +50,13 @@ class Run:
             self.objective,
             "the test set is read only with test=true, and choosing by it is not fair",
             "objective=val/accuracy",
+        )
+        check(
+            self.trainer.ema > 0 or self.objective not in EMA_OBJECTIVES,
+            "objective",
+            self.objective,
+            "there is no moving average of the weights (trainer.ema=0)",
+            "trainer.ema=0.999",
         )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from swinexp.config import Run
+    from swinexp.swin import Swin
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,24 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
     }
 
 
-def throughput(
-    run: Run, model: nn.Module, classes: int, device: torch.device, seconds: float = 4.0
-) -> dict[str, float]:
+def throughput(run: Run, model: Swin, classes: int, device: torch.device, seconds: float = 4.0) -> dict[str, float]:
     """Images/s of the training path and of evaluation, on random images; without the first call, which warms up."""
     import torch
 
     from swinexp.data import Dataset, Split
-    from swinexp.optim import build_optimizer
-    from swinexp.train import State, evaluate, train_epoch
+    from swinexp.train import build_state, compile_model, evaluate, train_epoch
 
     size, batch = run.data.image_size, run.trainer.batch_size
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
     split = Split(images, torch.randint(classes, (batch,)))
     half = torch.full((3,), 0.5)
     dataset = Dataset([str(i) for i in range(classes)], split, split, None, half, half).to(device)
-    forward: Any = torch.compile(model) if run.trainer.compile else model
-    state = State(model, forward, build_optimizer(run.optimizer, model), torch.zeros((), device=device))
+    state = build_state(run, model, steps=1)
+    compile_model(run, state, dataset)
+
+    def epoch() -> None:
+        state.step = 0
+        train_epoch(run, state, dataset)
 
     def rate(step: Callable[[], object]) -> float:
         step()
@@ -116,8 +118,8 @@ def throughput(
         return batch * calls / (time.perf_counter() - began)
 
     return {
-        "training": rate(lambda: train_epoch(run, state, dataset, None, [])),
-        "inference": rate(lambda: evaluate(run, forward, dataset.val, dataset, "val")),
+        "training": rate(epoch),
+        "inference": rate(lambda: evaluate(run, model, dataset.val, dataset, "val")),
     }
 
 
@@ -130,7 +132,7 @@ def describe(run: Run, classes: int) -> None:
     from swinexp.train import build_model, deterministic, pick_device
 
     device = pick_device(run.trainer)
-    deterministic(device)
+    deterministic(run.trainer, device)
     model = build_model(run, classes)
     costs = count(model, run.data.image_size)
     table = Table()

@@ -58,7 +58,7 @@ def folder_name(name: object) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Give `write` a file that takes the name `path` only when all of it is on the disk."""
+    """Give `write` a file that takes the name `path` only when all of it is on the disk. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -69,8 +69,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            # torch makes an error of its own, about a position, from the system's
+            raise error.__context__ from None
         raise
 
 

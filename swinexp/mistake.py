@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that a typo is answered at once.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +26,24 @@ from omegaconf.errors import (
 
 from swinexp import CONF
 
+# What the system says when there is no room: on the disk, in a quota, in a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class Mistake(Exception):
     """What was asked for cannot be. The message is one line; `swinexp.run` prints it and exits with 2."""
+
+
+class Ended(Exception):
+    """A run came to an end that is nobody's mistake and no bug. The message is one line; the exit code is 1."""
+
+
+class Diverged(Ended):
+    """The loss is no longer finite."""
+
+
+class OutOfMemory(Ended):
+    """The device has not enough memory for a part of a batch."""
 
 
 def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:
@@ -66,9 +82,13 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     """
     origin: BaseException | None = error
     while origin is not None:  # a resolver's mistake comes wrapped
-        if isinstance(origin, Mistake):
+        if isinstance(origin, Mistake | Ended):
             return str(origin)
         origin = origin.__cause__
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.strerror}: {error.filename or 'the disk'} is full. Make room, and type the same command"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return f"{first_line(error)} Type a smaller trainer.batch_size, or trainer.fit_memory=true"
     if isinstance(error, OSError) and not isinstance(error, MissingConfigException):
         return _no_folder(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:

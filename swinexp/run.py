@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, folder_name, remove_empty, run_name
-from swinexp.mistake import Mistake, explain
+from swinexp.mistake import Ended, Mistake, explain
+from swinexp.ranks import lost_another, rank
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
 
@@ -49,7 +50,7 @@ def main(cfg: DictConfig) -> float:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), group)
     except Mistake as mistake:
         if group is None and not _full_error:
-            _refuse(str(mistake))  # before Hydra adds a line of its own
+            _end(str(mistake), 2)  # before Hydra adds a line of its own
         print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
         raise
 
@@ -69,7 +70,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         remove_empty(path)  # Hydra made it
         raise
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    with Folder(path) as folder:
+    folder = Folder(path)
+    with folder if rank() == 0 else nullcontext():
         folder.check(config)
         summary = folder.summary
         if summary is not None:
@@ -78,6 +80,9 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
             model, dataset = prepare(run, resuming=folder.checkpoint.exists())
             facts = asdict(count(model, run.data.image_size)[""])
             steps = steps_per_epoch(run, dataset)
+            if rank() > 0:  # which writes nothing
+                figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
+                return figures.get(run.objective, math.nan)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
                 if run.wandb.images:
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
@@ -95,9 +100,10 @@ def compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])
 
 
-def _refuse(line: str) -> NoReturn:
-    print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
-    sys.exit(2)
+def _end(line: str, code: int) -> NoReturn:
+    if rank() == 0:  # which speaks for all
+        print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _forget_refused_sweeps(began: float) -> None:
@@ -123,18 +129,22 @@ def reported(arguments: list[str]) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         checkpoint = getattr(interrupt, "checkpoint", None)
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
-        print(f"swinexp: {str(interrupt) or 'interrupted'}{where}", file=sys.stderr)
-        sys.exit(getattr(interrupt, "exit_code", 130))
+        _end(f"{str(interrupt) or 'interrupted'}{where}", getattr(interrupt, "exit_code", 130))
     except Exception as error:
+        if lost_another(error):
+            print(f"swinexp: process {rank()} ends, because another one did", file=sys.stderr)
+            sys.exit(1)
         line = None if _full_error else explain(error, arguments)
         if line is None:
             raise
-        _refuse(line)
+        _end(line, 1 if isinstance(error, Ended) else 2)
 
 
 def cli() -> None:
     """`main` for the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
+    if rank() > 0:
+        sys.argv.append("hydra/job_logging=disabled")  # the first process speaks for all
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]):
         try:

@@ -12,6 +12,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -105,7 +107,7 @@ class Tracker:
         self.history: list[dict[str, float]] = []
         self.wandb: Any = None
         self.bar: Any = None
-        self.diverged = False
+        self.ticks: deque[tuple[int, float]] = deque(maxlen=100)  # the last steps, for the bar's images/s
 
     def __enter__(self) -> Tracker:
         resuming = self.folder.checkpoint.exists()
@@ -134,20 +136,22 @@ class Tracker:
         self.history.append(row)
         with self.metrics.open("a") as file:
             file.write(_line(row))
+        if self.bar is not None:
+            shown = f"loss {metrics['train/loss']:.3f}  accuracy {metrics['val/accuracy']:.4f}  "
+            self.bar.update(self.task, figures=shown)
         epochs = self.run.trainer.epochs
         log.info(
-            "epoch %*d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f  %s images/s",
+            "epoch %*d/%d  train loss %.4f  val loss %.4f  val accuracy %.4f%s  lr %.2e  %s images/s",
             len(str(epochs)),
             epoch,
             epochs,
             metrics["train/loss"],
             metrics["val/loss"],
             metrics["val/accuracy"],
+            f" (ema {metrics['ema/val/accuracy']:.4f})" if "ema/val/accuracy" in metrics else "",
+            metrics["train/lr"],
             f"{metrics['train/images_per_second']:,.0f}",
         )
-        if not math.isfinite(metrics["train/loss"]) and not self.diverged:
-            self.diverged = True
-            log.warning("the loss is no longer finite: a smaller optimizer.lr, or trainer.clip_norm, may keep it so")
 
     def picture(self, name: str, draw: Callable[[Path], object]) -> None:
         """Draw a picture into the run's folder and show it in W&B, once in the run."""
@@ -163,10 +167,20 @@ class Tracker:
 
         self._try_wandb(show)
 
-    def tick(self, step: int) -> None:
+    def tick(self, step: int, lr: float) -> None:
         """Move the progress bar. Called after every step, so it never asks the device for anything."""
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, epoch=min(len(self.history) + 1, self.run.trainer.epochs))
+        if self.bar is None:
+            return
+        now = time.monotonic()
+        self.ticks.append((step, now))
+        first, began = self.ticks[0]
+        self.bar.update(
+            self.task,
+            completed=step,
+            epoch=min(len(self.history) + 1, self.run.trainer.epochs),
+            lr=f"{lr:.1e}",
+            speed=f"{(step - first) * self.run.trainer.batch_size / (now - began):,.0f}" if now > began else "…",
+        )
 
     def finish(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """Close a run that has come to its end; returns what summary.json holds."""
@@ -189,12 +203,14 @@ class Tracker:
             return
         columns = (
             TextColumn("epoch {task.fields[epoch]}" + f"/{self.run.trainer.epochs}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[figures]}lr {task.fields[lr]}  {task.fields[speed]} images/s"),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=console, transient=True)
-        self.task = self.bar.add_task("train", total=self.steps * self.run.trainer.epochs, epoch=1)
+        self.bar = Progress(*columns, console=console, transient=True, expand=True)
+        total = self.steps * self.run.trainer.epochs
+        self.task = self.bar.add_task("train", total=total, epoch=1, figures="", lr="…", speed="…")
         self.bar.start()
 
     def _stop_bar(self) -> None:
@@ -273,6 +289,7 @@ class Tracker:
         self.wandb.define_metric("epoch", hidden=True)
         self.wandb.define_metric("train/*", step_metric="epoch")
         self.wandb.define_metric("val/*", step_metric="epoch")
+        self.wandb.define_metric("ema/*", step_metric="epoch")
         self.wandb.summary.update(dict(self.facts))
 
     def _try_wandb(self, action: Any) -> None:
@@ -419,12 +436,15 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     row("validation accuracy, last epoch", "val/accuracy", "{:.4f}")
     row("validation loss, last epoch", "val/loss", "{:.4f}")
     table.add_row("best epoch", f"{summary['best/val/accuracy']:.4f} at {summary['best/epoch']} of {summary['epochs']}")
+    row("… of the averaged weights", "ema/val/accuracy", "{:.4f}")
     row("test accuracy", "test/accuracy", "{:.4f}")
+    row("… of the averaged weights", "ema/test/accuracy", "{:.4f}")
     row("parameters", "parameters", "{:,}")
     row("FLOPs an image", "flops", "{:,}")
     row("training images/s", "train/images_per_second", "{:,.0f}")
     row("inference images/s", "val/images_per_second", "{:,.0f}")
     row("seconds, training and validation", "seconds", "{:.1f}")
+    row("seconds of compiling", "compile_seconds", "{:.1f}")
     table.add_row("device", f"{summary['device']} ({summary['device_name']})")
     console = Console()
     console.print(summary["name"], style="bold", soft_wrap=True, highlight=False)

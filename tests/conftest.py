@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor
 
 import swinexp.run  # registers the resolvers that conf/ uses  # noqa: F401
 from swinexp import CONF, HERE
 from swinexp.config import Run, typed
 from swinexp.swin import Attention, Block, Model, Patch, Swin, Window
+from swinexp.train import prepare, train
 
 # A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
 SMALL = (
@@ -97,3 +100,37 @@ def command() -> Command:
         )
 
     return run
+
+
+class Record:
+    """What `watch` is told."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.epochs.append(epoch)
+        self.metrics.append(dict(metrics))
+
+
+def timeless(figures: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in figures.items() if "seconds" not in key and "per_second" not in key}
+
+
+def trained(
+    checkpoint: Path, *overrides: str, stop_at: int | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Train a small network (stopped by SIGINT after `stop_at` steps); its figures and its weights."""
+    run = small_run(*overrides)
+    model, dataset = prepare(run)
+
+    def tick(step: int, _: float) -> None:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    figures = train(run, model, dataset, checkpoint, watch=Record(), tick=tick)
+    return timeless(figures), {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+STRONG = ("augmentation=strong", "augmentation.crop=1", "model.drop_path=0.2")

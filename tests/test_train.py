@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,58 +10,11 @@ import torch
 from torch import Tensor
 
 from swinexp.mistake import Mistake
-from swinexp.train import Interrupted, State, derive, evaluate, prepare, summarise, train
-from tests.conftest import small_run
+from swinexp.train import derive, evaluate, prepare, summarise, train
+from swinexp.train.loop import EVALUATION_BATCH
+from tests.conftest import STRONG, Record, small_run, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
-
-
-class Record:
-    """What `watch` is told."""
-
-    def __init__(self) -> None:
-        self.epochs: list[int] = []
-        self.metrics: list[dict[str, float]] = []
-
-    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.epochs.append(epoch)
-        self.metrics.append(dict(metrics))
-
-
-def timeless(figures: Mapping[str, float]) -> dict[str, float]:
-    return {key: value for key, value in figures.items() if "seconds" not in key and "per_second" not in key}
-
-
-def trained(
-    checkpoint: Path, *overrides: str, stop_at: int | None = None
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Train a small network (stopped by SIGINT after `stop_at` steps); its figures and its weights."""
-    run = small_run(*overrides)
-    model, dataset = prepare(run)
-
-    def tick(step: int) -> None:
-        if step == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    figures = train(run, model, dataset, checkpoint, watch=Record(), tick=tick)
-    return timeless(figures), {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-STRONG = ("augmentation=strong", "augmentation.crop=1", "model.drop_path=0.2")
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("stop_at", [STEPS, STEPS + 1, 2 * STEPS - 1])
-def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, optimizer: str, stop_at: int) -> None:
-    overrides = (*STRONG, f"optimizer={optimizer}", "trainer.limit_train=210", "test=true")  # 10 images are left over
-    unbroken, weights = trained(tmp_path / "unbroken.pt", *overrides)
-    with pytest.raises(Interrupted) as interrupted:
-        trained(tmp_path / "broken.pt", *overrides, stop_at=stop_at)
-    assert interrupted.value.exit_code == 130
-    resumed, resumed_weights = trained(tmp_path / "broken.pt", *overrides)
-    assert resumed == unbroken
-    for name, weight in weights.items():
-        assert torch.equal(resumed_weights[name], weight), name
 
 
 def test_the_seed_decides_every_bit(tmp_path: Path) -> None:
@@ -121,43 +72,9 @@ def test_it_learns(tmp_path: Path) -> None:
     assert figures["best/val/accuracy"] >= figures["val/accuracy"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "version", "other network"])
-def test_a_checkpoint_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "last.pt"
-    trained(path, "trainer.epochs=1")
-    if damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:-1000])
-    elif damage == "version":
-        torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
-    width = "model.dim=32" if damage == "other network" else "model.dim=16"
-    with pytest.raises(Mistake, match=r"last.pt cannot be read .* Remove it to train from the start: rm "):
-        trained(path, width)
-
-
-def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = torch.nn.Linear(2, 2)
-    state = State(model, model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(()), step=7)
-    state.save(tmp_path / "last.pt")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    state.step = 8
-    with pytest.raises(OSError, match="No space left"):
-        state.save(tmp_path / "last.pt")
-    state.restore(tmp_path / "last.pt")
-    assert state.step == 7
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
-
-
 def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list[bytes]], list[Any]]:
     """The images of each step of two epochs as they go into augmentation, and which of them are to be mirrored."""
-    import swinexp.train as module
+    import swinexp.train.loop as module
 
     seen: list[list[bytes]] = []
     mirrored: list[Any] = []
@@ -214,7 +131,7 @@ def test_without_normalisation_training_and_evaluation_see_pixels_from_0_to_1() 
 def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run(*STRONG)
     model, dataset = prepare(run)
-    monkeypatch.setitem(__import__("swinexp.train").train.EVALUATION_BATCH, "cpu", 100)  # 288 images: the last has 88
+    monkeypatch.setitem(EVALUATION_BATCH, "cpu", 100)  # 288 images: the last has 88
     figures = evaluate(run, model, dataset.val, dataset, "val")
     model.eval()
     pixels = (dataset.val.images.float() / 255 - dataset.mean[:, None, None]) / dataset.std[:, None, None]

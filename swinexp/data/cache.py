@@ -84,13 +84,11 @@ def _keep(path: Path, decoded: Decoded) -> None:
                 if time.time() - leftover.stat().st_mtime > 3600:
                     leftover.unlink()
         write_atomically(path, lambda file: torch.save(saved, file))
-    except (OSError, RuntimeError) as error:
-        # torch raises an error of its own, about a position, from the system's
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+    except OSError as error:
         log.warning(
             "the decoded images could not be kept in %s (%s): they are decoded again next time",
             path.parent,
-            first_line(reason),
+            first_line(error),
         )
 
 

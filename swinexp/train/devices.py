@@ -1,0 +1,93 @@
+"""The device that trains, how exactly it computes, and the seeds of what is drawn on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import GradScaler
+
+from swinexp.mistake import check
+from swinexp.ranks import local_rank, size
+from swinexp.train.options import Trainer
+
+# Images that a run must train on for compiling to pay: an estimate, of a minute against 10 µs an image.
+COMPILE_PAYS = 6_000_000
+
+
+def derive(seed: int, *path: object) -> int:
+    """A seed for one purpose out of the run's: the same for the same arguments, unrelated for others."""
+    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # generators take 63 bits
+
+
+def pick_device(trainer: Trainer) -> torch.device:
+    """The device that `trainer.device` names; auto is the GPU where there is one, each process's own.
+
+    Raises `Mistake`.
+    """
+    count = torch.cuda.device_count()
+    if trainer.device == "auto" and not count:
+        return torch.device("cpu")
+    try:
+        device = torch.device("cuda" if trainer.device == "auto" else trainer.device)
+    except RuntimeError:
+        device = torch.device("meta")  # which nobody trains on
+    check(
+        device.type == "cuda" or str(device) == "cpu",
+        "trainer.device",
+        trainer.device,
+        "one of auto, cpu, cuda, cuda:N",
+        "trainer.device=auto",
+    )
+    if device.type == "cpu":
+        return device
+    if size() > 1 and trainer.device in ("auto", "cuda"):
+        device = torch.device("cuda", local_rank())
+    check(
+        (device.index or 0) < count,
+        "trainer.device",
+        trainer.device,
+        f"this machine has {count} CUDA GPUs" + (f", and this is process {device.index} on it" if size() > 1 else ""),
+        "trainer.device=auto" if count and size() == 1 else "trainer.device=cpu",
+    )
+    return device
+
+
+def _precision(trainer: Trainer, device: torch.device) -> str:
+    if trainer.precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return trainer.precision
+
+
+def autocast(trainer: Trainer, device: torch.device) -> AbstractContextManager[Any]:
+    """Run matrix products in `trainer.precision`; auto is bf16 on a GPU and fp32 on a CPU."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(_precision(trainer, device))
+    return nullcontext() if half is None else torch.autocast(device.type, half)
+
+
+def build_scaler(trainer: Trainer, device: torch.device) -> GradScaler | None:
+    """What keeps gradients in the range of fp16 (Micikevicius et al., arXiv 1710.03740); the others need none."""
+    return GradScaler(device.type) if _precision(trainer, device) == "fp16" else None
+
+
+def compiles(trainer: Trainer, device: torch.device, images: int) -> bool:
+    """Whether the network is compiled, for a run over so many images in all its epochs."""
+    chosen = trainer.compile.lower()
+    if chosen == "auto":
+        return device.type == "cuda" and images >= COMPILE_PAYS
+    return chosen != "false"
+
+
+def deterministic(trainer: Trainer, device: torch.device) -> None:
+    """Have every operation give the same bits each time, products of fp32 in full or as tf32."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = trainer.precision == "tf32"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time

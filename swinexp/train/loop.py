@@ -1,0 +1,355 @@
+"""The way from a `State` to the next one: a step, an epoch, a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from swinexp.augment import augment, mirrored_in_turn, normalise
+from swinexp.data import Dataset, Split
+from swinexp.mistake import OutOfMemory
+from swinexp.optim import lr_scale
+from swinexp.ranks import rank, size
+from swinexp.swin import Swin
+from swinexp.train import checkpoint as files
+from swinexp.train.devices import autocast, compiles, derive
+from swinexp.train.processes import joined, shared, summed, unshared
+from swinexp.train.setup import steps_per_epoch
+from swinexp.train.signals import SAVING, Asked, Interrupted
+from swinexp.train.state import Metrics, State, build_state
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = {"cpu": 128, "cuda": 1024}  # 128 fits a CPU's cache: 1.3 times as fast as 512
+SPEEDS = ("train/images_per_second", "val/images_per_second")
+
+Watch = Callable[[int, Metrics], object]
+Tick = Callable[[int, float], object]
+
+
+def train(
+    run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick | None = None
+) -> dict[str, float]:
+    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on when that file is there.
+
+    `watch` receives each epoch, from 1, and its metrics when its checkpoint is written; on resuming, first those of
+    the epochs that were finished before. `tick` receives the number of finished steps after each, and its lr.
+    Returns the figures of the whole run.
+    Raises `Interrupted` after SIGINT or SIGTERM, with a checkpoint of the last finished step; SIGUSR1 only writes one.
+    Raises `Diverged` and `OutOfMemory`; the last checkpoint is then of before.
+    """
+    device = dataset.mean.device
+    with joined(device), Asked() as asked:
+        state = build_state(run, model, steps_per_epoch(run, dataset))
+        if checkpoint.exists():
+            state.restore(checkpoint)
+            log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
+        compile_seconds = compile_model(run, state, dataset)
+        for epoch, metrics in enumerate(state.history, start=1):
+            watch(epoch, metrics)
+        if run.schedule.warmup_epochs > run.trainer.epochs:
+            log.warning(
+                "schedule.warmup_epochs=%g is longer than trainer.epochs=%d: the lr only reaches %.0f %% of its peak",
+                run.schedule.warmup_epochs,
+                run.trainer.epochs,
+                100 * run.trainer.epochs / run.schedule.warmup_epochs,
+            )
+        while not done(run, state.history):
+            number = train_epoch(run, state, dataset, tick, asked)
+            finished = not number and _close_epoch(run, state, dataset, asked)
+            if not finished:
+                state.gathered(run)  # what has diverged is not kept
+            if rank() == 0:
+                state.save(checkpoint, run.trainer.keep)
+                if finished and _best_epoch(state.history) == len(state.history):
+                    files.link(checkpoint, files.best(checkpoint))
+            if finished:
+                watch(len(state.history), state.history[-1])
+            number = number or (0 if size() > 1 else asked.now())
+            asked.forget(SAVING)
+            if number and number != SAVING and not done(run, state.history):
+                raise Interrupted(number, checkpoint)
+        if len(state.history) < run.trainer.epochs:
+            log.info("no better val/accuracy in %d epochs (trainer.patience): the run ends", run.trainer.patience)
+        figures = summarise(state.history) | ({} if compile_seconds is None else {"compile_seconds": compile_seconds})
+        if dataset.test is not None:
+            figures |= _judge(run, state, dataset.test.to(device), dataset, "test")
+    return figures
+
+
+def done(run: Run, history: Sequence[Metrics]) -> bool:
+    """All epochs are trained, or as many as `trainer.patience` went by without a better val/accuracy."""
+    waited = len(history) - _best_epoch(history) if history else 0
+    return len(history) >= run.trainer.epochs or 0 < run.trainer.patience <= waited
+
+
+def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = None, asked: Asked | None = None) -> int:
+    """Train from where `state` is to the end of its epoch, and return 0; or until a signal, and return that.
+
+    Nothing in a step waits for the device, unless `trainer.on_nan=skip`.
+    """
+    device, train_set = dataset.mean.device, dataset.train
+    batch_size, repeats = run.trainer.batch_size, run.augmentation.repeats
+    steps, epoch = state.steps, len(state.history)
+    start = state.step - epoch * steps
+    generator = Generator(device)
+    generator.manual_seed(derive(run.seed, "order", epoch))
+    order = torch.randperm(len(train_set), generator=generator, device=device)
+    views = steps * batch_size  # of the epoch; the last image may have fewer
+    order = order[: math.ceil(views / repeats)].repeat_interleave(repeats)[:views]
+    mirrored: Sequence[Tensor | None] = [None] * steps
+    if run.augmentation.flip_in_turn:
+        generator.manual_seed(derive(run.seed, "flip"))
+        mirrored = mirrored_in_turn(len(train_set), epoch, generator)[order].split(batch_size)
+    batches = train_set.each(order.to(train_set.labels.device).split(batch_size)[start:steps])  # where the images lie
+    state.forward.train()
+    number, began = 0, time.perf_counter()
+    for batch, flips in zip(batches, mirrored[start:steps], strict=True):
+        # Reseeded for every step, so that a resumed step is the same step.
+        generator.manual_seed(derive(run.seed, "augmentation", state.step))
+        images, labels = augment(
+            run.augmentation,
+            batch.images,
+            batch.labels,
+            len(dataset.classes),
+            dataset.mean,
+            dataset.std,
+            generator,
+            flips,
+        )
+        generator.manual_seed(derive(run.seed, "drop path", state.step))
+        factors = state.model.draw_drop_path(batch_size, generator)
+        # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
+        scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = run.optimizer.lr * scale
+        train_step(run, state, images, labels, factors, state.step - epoch * steps)
+        state.step += 1
+        if tick is not None:
+            tick(state.step, run.optimizer.lr * scale)
+        if asked is not None and (number := asked.now()):
+            break
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    state.seconds += time.perf_counter() - began
+    return number
+
+
+def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None, index: int) -> None:
+    """One optimizer step over a batch, whose loss and gradient norm become those of step `index` of the epoch."""
+    loss = gradients(run, state, images, labels, factors)
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    norm = clip(run, [p for group in state.optimizer.param_groups for p in group["params"]])
+    state.losses[index].copy_(loss)
+    state.norms[index].copy_(norm)
+    if run.trainer.on_nan == "skip" and not norm.isfinite():  # waits for the device
+        state.losses[index].fill_(math.nan)
+        if state.scaler is not None:
+            state.scaler.update()
+        return
+    if state.scaler is not None:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update(state.step + 1)
+
+
+def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
+    """Leave the gradient of a batch's mean loss in the parameters; returns this process's share of that loss.
+
+    Raises `OutOfMemory`.
+    """
+    while True:
+        try:
+            return _gradients(run, state, images, labels, factors)
+        except torch.OutOfMemoryError:
+            largest = math.ceil(len(images) / (size() * state.parts))
+            smaller = math.ceil(len(images) / (size() * 2 * state.parts))
+            if not run.trainer.fit_memory or size() > 1 or largest == 1:
+                instead = f"Type trainer.accumulate={2 * state.parts}"
+                instead += " or trainer.fit_memory=true" if size() == 1 else ""
+                raise OutOfMemory(
+                    f"{images.device} has not enough memory for {largest} images of trainer.batch_size="
+                    f"{run.trainer.batch_size} at once. {instead if largest > 1 else 'Type a smaller model'}"
+                ) from None
+        # Not within the handler, where the error would keep what was computed.
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        state.parts *= 2
+        log.warning("%d images at once are too many for the memory: going on with %d", largest, smaller)
+
+
+def _gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=images.device)
+    parts = shared(len(images), state.parts)
+    for part in parts:
+        with nullcontext() if part is parts[-1] else unshared(state.forward):
+            if run.trainer.compile == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
+            with autocast(run.trainer, images.device):
+                logits = state.forward(images[part], None if factors is None else factors[:, :, part])
+            loss = F.cross_entropy(
+                logits.float(), labels[part], label_smoothing=run.trainer.label_smoothing, reduction="sum"
+            ) / len(images)
+            total += loss.detach()
+            loss = loss * size()  # for the mean over all processes is taken of their gradients
+            (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+    return total
+
+
+def clip(run: Run, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Scale the gradients down to `trainer.clip_norm`, all together or each; returns their norm before, of all."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    most = run.trainer.clip_norm
+    norms = torch.stack(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(norms)
+    if most and run.trainer.clip_per_tensor:
+        torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1).unbind()))
+    elif most:
+        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
+def _close_epoch(run: Run, state: State, dataset: Dataset, asked: Asked) -> bool:
+    """Judge the epoch and write it into the history; False when a signal came before that was done."""
+    state.gathered(run)  # a network that has diverged need not be judged
+    began = time.perf_counter()
+    try:
+        evaluation = _judge(run, state, dataset.val, dataset, "val", asked if size() == 1 else None)
+    except _Stopped:
+        return False
+    evaluation["val/seconds"] = time.perf_counter() - began  # its figures have waited for the device
+    judged = len(dataset.val) * (1 if state.ema is None else 2)
+    evaluation["val/images_per_second"] = judged / evaluation["val/seconds"]
+    state.close_epoch(run, evaluation)
+    return True
+
+
+class _Stopped(Exception):
+    """A signal came while a split was being judged."""
+
+
+def _judge(
+    run: Run, state: State, split: Split, dataset: Dataset, name: str, asked: Asked | None = None
+) -> dict[str, float]:
+    """The figures of a split with the weights, and with their moving average under names of its own."""
+    figures = evaluate(run, state.model, split, dataset, name, asked)
+    if state.ema is not None:
+        with state.ema.applied():
+            figures |= evaluate(run, state.model, split, dataset, f"ema/{name}", asked)
+    return figures
+
+
+@torch.no_grad()
+def evaluate(
+    run: Run, model: nn.Module, split: Split, dataset: Dataset, name: str, asked: Asked | None = None
+) -> dict[str, float]:
+    """{"<name>/loss", "<name>/accuracy"} over every image of a split, once, without augmentation or label smoothing."""
+    device = dataset.mean.device
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    for logits, labels in predictions(run, model, split, dataset):
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(dim=1) == labels).sum()
+        if asked is not None and asked.received:
+            raise _Stopped
+    summed(loss, correct)
+    return {f"{name}/loss": loss.item() / len(split), f"{name}/accuracy": correct.item() / len(split)}
+
+
+@torch.no_grad()
+def predictions(run: Run, model: nn.Module, split: Split, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, classes) in fp32 and labels (B,), batch by batch, of every image of a split once, in order.
+
+    Several processes take turns with the batches.
+    """
+    device = dataset.mean.device
+    batch_size = EVALUATION_BATCH[device.type]
+    model.eval()
+    starts = range(rank() * batch_size, len(split), size() * batch_size)
+    for batch in split.each(slice(start, start + batch_size) for start in starts):
+        # A last batch of another size is not worth compiling for.
+        forward = model if len(batch) == batch_size else model.forward
+        with autocast(run.trainer, device):
+            logits = forward(normalise(batch.images, dataset.mean, dataset.std))
+        yield logits.float(), batch.labels
+
+
+def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
+    """Compile the network if the run is to, for training and for evaluation; returns the seconds that it took.
+
+    It runs once forward and backward on a batch of its own, which leaves no trace in the weights.
+    """
+    device, trainer = dataset.mean.device, run.trainer
+    images = (trainer.epochs - len(state.history)) * state.steps * trainer.batch_size
+    if not images or not compiles(trainer, device, images):
+        return None
+    began = time.perf_counter()
+    state.model.compile(mode="reduce-overhead" if trainer.compile == "graphs" else None)
+    running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
+    generator = Generator(device).manual_seed(0)
+    batch = next(iter(dataset.train.each([torch.arange(trainer.batch_size, device=dataset.train.labels.device)])))
+    pixels, labels = augment(
+        run.augmentation,
+        batch.images,
+        batch.labels,
+        len(dataset.classes),
+        dataset.mean,
+        dataset.std,
+        generator,
+        torch.zeros(trainer.batch_size, dtype=torch.bool, device=device),
+    )
+    state.forward.train()
+    gradients(run, state, pixels, labels, state.model.draw_drop_path(trainer.batch_size, generator))
+    state.optimizer.zero_grad(set_to_none=True)
+    for name, value in state.model.named_buffers():
+        value.copy_(running[name])
+    next(predictions(run, state.model, dataset.val, dataset))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    log.info("compiled in %.1f s", seconds)
+    return seconds
+
+
+def _best_epoch(history: Sequence[Metrics]) -> int:
+    """From 1; the first of several."""
+    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"]) + 1
+
+
+def summarise(history: Sequence[Metrics]) -> dict[str, float]:
+    """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
+
+    Throughput is the median of the epochs after the first, which also warms up; of the first if it is the only one.
+    """
+    best = _best_epoch(history)
+    last = history[-1]
+    averaged = {key: value for key, value in last.items() if key.startswith("ema/")}
+    return {
+        "val/accuracy": last["val/accuracy"],
+        "val/loss": last["val/loss"],
+        **averaged,
+        "train/loss": last["train/loss"],
+        **{key: statistics.median(m[key] for m in history[1:] or history) for key in SPEEDS},
+        "best/epoch": best,
+        "best/val/accuracy": history[best - 1]["val/accuracy"],
+        "best/val/loss": history[best - 1]["val/loss"],
+        "epochs": len(history),
+        "seconds": sum(m["train/seconds"] + m["val/seconds"] for m in history),
+    }

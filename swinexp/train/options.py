@@ -1,0 +1,99 @@
+"""What the group trainer decides, and the figures that a run can be judged by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from swinexp.mistake import check, one_of
+
+OBJECTIVES = (
+    "val/accuracy",
+    "val/loss",
+    "best/val/accuracy",
+    "best/val/loss",
+    "train/loss",
+    "train/images_per_second",
+    "val/images_per_second",
+    "parameters",
+    "flops",
+    "activations",
+)
+EMA_OBJECTIVES = ("ema/val/accuracy", "ema/val/loss")
+TEST_OBJECTIVES = ("test/accuracy", "test/loss")
+MOST = 10  # checkpoints that can be kept
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+COMPILE = ("auto", "true", "false", "graphs")
+ON_NAN = ("stop", "skip")
+
+
+@dataclass
+class Trainer:
+    """How long, how large, and on what.
+
+    `batch_size`       images of an optimizer step, over all processes
+    `accumulate`       parts that a process trains its share of a batch in, one after the other; the step is the same
+    `clip_norm`        largest norm of the gradient, of all together or, with `clip_per_tensor`, of each; 0 is off
+    `ema`              decay of the moving average of the weights, 0 is off (`swinexp.train.ema`)
+    `patience`         epochs without a better val/accuracy that end the run, 0 is off
+    `keep`             newest checkpoints that stay, beside the best epoch's
+    `precision`        of matrix products: one of `PRECISIONS`
+    `compile`          one of `COMPILE`; graphs: launched as CUDA graphs
+    `on_nan`           a loss that is not finite ends the run, or such steps are skipped
+    `fit_memory`       train in smaller parts when a GPU's memory does not do, rather than stop
+    """
+
+    epochs: int
+    batch_size: int
+    accumulate: int
+    label_smoothing: float
+    clip_norm: float
+    clip_per_tensor: bool
+    ema: float
+    patience: int
+    keep: int
+    device: str
+    precision: str
+    compile: str
+    on_nan: str
+    fit_memory: bool
+    limit_train: int | None
+
+    def __post_init__(self) -> None:
+        for key, example in (("epochs", 30), ("batch_size", 128), ("accumulate", 1), ("keep", 2)):
+            value = getattr(self, key)
+            check(value >= 1, f"trainer.{key}", value, "at least 1", f"trainer.{key}={example}")
+        check(self.keep <= MOST, "trainer.keep", self.keep, f"1 to {MOST}", "trainer.keep=2")
+        check(
+            self.accumulate <= self.batch_size,
+            "trainer.accumulate",
+            self.accumulate,
+            f"there are only {self.batch_size} images in a batch",
+            f"trainer.accumulate={self.batch_size}",
+        )
+        check(
+            0 <= self.label_smoothing < 1,
+            "trainer.label_smoothing",
+            self.label_smoothing,
+            "a share in [0, 1)",
+            "trainer.label_smoothing=0.1",
+        )
+        check(
+            0 <= self.clip_norm < math.inf,
+            "trainer.clip_norm",
+            self.clip_norm,
+            "a norm, or 0 for off",
+            "trainer.clip_norm=1",
+        )
+        check(
+            self.clip_norm > 0 or not self.clip_per_tensor,
+            "trainer.clip_per_tensor",
+            True,
+            "nothing is clipped (trainer.clip_norm=0)",
+            "trainer.clip_norm=3",
+        )
+        check(0 <= self.ema < 1, "trainer.ema", self.ema, "a decay in [0, 1), 0 for off", "trainer.ema=0.999")
+        check(self.patience >= 0, "trainer.patience", self.patience, "epochs, 0 for off", "trainer.patience=20")
+        one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.compile", self.compile.lower(), COMPILE)
+        one_of("trainer.on_nan", self.on_nan, ON_NAN)

@@ -1,0 +1,87 @@
+"""What a run trains, and on what: its network and its data, on its device."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from swinexp.data import Dataset, load
+from swinexp.mistake import check
+from swinexp.ranks import size
+from swinexp.swin import Swin, fit, freeze, read
+from swinexp.train.devices import derive, deterministic, pick_device
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+
+def build_model(run: Run, classes: int) -> Swin:
+    """The network of a run, with the initial weights that its seed decides, and what is frozen of it.
+
+    Raises `Mistake` when `model.freeze` names nothing.
+    """
+    torch.manual_seed(derive(run.seed, "weights"))
+    model = Swin(run.model, run.window, run.patch, run.attention, run.block, run.data.image_size, classes)
+    freeze(model, run.model.freeze)
+    return model
+
+
+def as_the_network_sees(run: Run, dataset: Dataset) -> Dataset:
+    """The data, with 0 and 1 for the mean and std of the pixels when those are not to be normalised."""
+    return dataset if run.augmentation.normalise else replace(dataset, mean=torch.zeros(3), std=torch.ones(3))
+
+
+def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
+    """The network and the data of a run, on its device; when `resuming`, its weights will come from a checkpoint.
+
+    Raises `Mistake`: all that can be wrong with a config has been looked at when this returns.
+    """
+    device = pick_device(run.trainer)
+    deterministic(run.trainer, device)
+    pretrained = None if resuming else run.model.pretrained
+    weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
+    dataset = load(run.data, run.test, run.trainer.limit_train)
+    images = len(dataset.train)
+    check(
+        run.trainer.batch_size <= images,
+        "trainer.batch_size",
+        run.trainer.batch_size,
+        f"there are only {images} training images",
+        f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
+    )
+    parts = size() * run.trainer.accumulate
+    check(
+        run.trainer.batch_size >= parts,
+        "trainer.batch_size",
+        run.trainer.batch_size,
+        f"it is less than one image for each of {parts} parts ({size()} processes, "
+        f"trainer.accumulate={run.trainer.accumulate})",
+        f"trainer.batch_size={parts}",
+    )
+    model = build_model(run, len(dataset.classes))
+    report = None if weights is None else fit(model, weights)
+    if device.type == "cpu":
+        reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
+        log.info("training on the CPU (%s; %d threads)", reason, torch.get_num_threads())
+    if size() > 1:
+        log.info("%d processes train their share of %d images a step", size(), run.trainer.batch_size)
+    if parts > 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        log.warning("patch.embedding=%s: its BatchNorm sees the parts of a batch one by one", run.patch.embedding)
+    if report is not None:
+        log.info("model.pretrained: %s", report)
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    if frozen:
+        whole = sum(p.numel() for p in model.parameters())
+        log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
+    dataset = as_the_network_sees(run, dataset)
+    return model.to(device), dataset.to(device, run.data.placement)
+
+
+def steps_per_epoch(run: Run, dataset: Dataset) -> int:
+    """Whole batches only: an image that one epoch's order leaves over has its turn in another's."""
+    return len(dataset.train) // run.trainer.batch_size

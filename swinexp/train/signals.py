@@ -1,0 +1,90 @@
+"""Signals that ask a run to stop or to save, heard after the step under way."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from swinexp.ranks import size
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+SAVING = signal.SIGUSR1  # what Slurm is asked to send before it takes a job's node away
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; it stopped after a step, and a checkpoint holds all of it."""
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+        self.checkpoint = checkpoint
+
+
+class Asked:
+    """Receives SIGINT, SIGTERM and SIGUSR1 while a `with` block lasts. A second SIGINT interrupts at once.
+
+    `now` is asked once a step. Of several processes each says in one step what it has received, and all learn it
+    in the next, so that all stop after the same one; neither the device nor the step waits for that.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+        self._said: tuple[Any, torch.Tensor] | None = None
+
+    def __enter__(self) -> Asked:
+        if threading.current_thread() is threading.main_thread():  # only the main thread can receive signals
+            self._before = {number: signal.signal(number, self._receive) for number in (*STOPPING, SAVING)}
+        if size() > 1:
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._said is not None and error is None:
+            self._said[0].wait()
+
+    def _receive(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and number in self.received:
+            raise KeyboardInterrupt
+        self.received.append(number)
+
+    def now(self) -> int:
+        """The signal to follow after this step, 0 for none: one that stops before one that saves."""
+        mine = max(self.received, key=lambda number: (number in STOPPING, number), default=0)
+        if self._group is None:
+            return mine
+        heard = 0
+        if self._said is not None:
+            work, told = self._said
+            work.wait()
+            heard = _number(int(told.item()))
+        told = torch.tensor(_order(mine))
+        self._said = dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True), told
+        return heard
+
+    def forget(self, number: int) -> None:
+        """It has been followed."""
+        self.received[:] = [each for each in self.received if each != number]
+
+
+# As numbers of which the largest is the one to follow.
+_ORDER = (0, SAVING, *STOPPING)
+
+
+def _order(number: int) -> int:
+    return _ORDER.index(number)
+
+
+def _number(order: int) -> int:
+    return int(_ORDER[order])

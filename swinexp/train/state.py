@@ -1,0 +1,157 @@
+"""All that changes while training, to and from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import GradScaler, Tensor, nn
+
+from swinexp.mistake import Diverged
+from swinexp.optim import build_optimizer, lr_scale
+from swinexp.ranks import size
+from swinexp.swin import Swin
+from swinexp.train import checkpoint
+from swinexp.train.devices import build_scaler
+from swinexp.train.ema import Ema
+from swinexp.train.processes import summed, together
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+Metrics = Mapping[str, float]
+
+
+@dataclass
+class State:
+    """All that changes while training. `step` counts optimizer steps from the start of the run.
+
+    `losses` and `norms` (steps of an epoch,) are of the epoch under way: of each step the loss, this process's part of
+    it, and the norm of the gradient before clipping. They stay on the device until the epoch ends. So is `seconds` of
+    that epoch. `history` holds the metrics of the finished ones. `parts` is how many a batch is trained in.
+    """
+
+    model: Swin
+    forward: nn.Module  # the model, which may average its gradients over several processes
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler | None
+    ema: Ema | None
+    losses: Tensor
+    norms: Tensor
+    parts: int
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.losses)
+
+    def close_epoch(self, run: Run, evaluation: Metrics) -> None:
+        """Turn what the epoch gathered into its metrics, and start on the next. Raises `Diverged`."""
+        losses, norms = self.gathered(run)
+        skipped = ~losses.isfinite()
+        if not math.isfinite(evaluation["val/loss"]):
+            raise Diverged(self._divergence(run, self.steps - 1, norms))
+        metrics = {
+            "train/loss": losses[~skipped].mean().item(),
+            "train/grad_norm": norms[norms.isfinite()].mean().item(),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/seconds": self.seconds,
+            "train/images_per_second": self.steps * run.trainer.batch_size / self.seconds,
+            **evaluation,
+        }
+        if run.trainer.on_nan == "skip":
+            metrics["train/skipped_steps"] = int(skipped.sum())
+        self.history.append(metrics)
+        self.losses.fill_(0)
+        self.norms.fill_(0)
+        self.seconds = 0.0
+
+    def gathered(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Losses and norms of the steps of this epoch so far, on the host. Raises `Diverged`."""
+        done = self.step - len(self.history) * self.steps
+        losses, norms = self.losses[:done].clone(), self.norms[:done].cpu()
+        if size() > 1:
+            summed(losses)
+            self.losses[:done] = losses / size()  # shares again, the same everywhere, good for a checkpoint
+        losses = losses.cpu()
+        broken = (~losses.isfinite()).nonzero()[:, 0].tolist()
+        if broken and (run.trainer.on_nan == "stop" or len(broken) == self.steps):
+            raise Diverged(self._divergence(run, broken[0], norms))
+        return losses, norms
+
+    def _divergence(self, run: Run, index: int, norms: Tensor) -> str:
+        step = len(self.history) * self.steps + index
+        lr = run.optimizer.lr * lr_scale(run.schedule, (step + 1) / self.steps, run.trainer.epochs)
+        last = "it is the first epoch"
+        if self.history:
+            figures = (f"{key} {self.history[-1][key]:.4g}" for key in ("train/loss", "val/loss", "val/accuracy"))
+            last = f"epoch {len(self.history)} had {', '.join(figures)}"
+        return (
+            f"the loss is not finite at step {step + 1} (epoch {len(self.history) + 1}, lr {lr:.3g}, gradient norm "
+            f"{norms[index]:.3g}); {last}. A smaller optimizer.lr or trainer.clip_norm may keep it finite, "
+            "trainer.on_nan=skip leaves such steps out"
+        )
+
+    def save(self, path: Path, keep: int) -> None:
+        """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`."""
+        saved = {
+            "device": self.losses.device.type,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "losses": self.losses,
+            "norms": self.norms,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        checkpoint.write(path, saved, keep)
+
+    def restore(self, path: Path) -> None:
+        """Go back to a checkpoint, to the one before where that is damaged. Raises `Mistake` when none can be read."""
+        device = self.losses.device
+        checkpoint.restore(path, device, self._load)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for mine, kept in ((self.losses, saved["losses"]), (self.norms, saved["norms"])):
+            mine.copy_(kept)
+        if self.scaler is not None and saved["scaler"] is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            for name, weight in self.ema.weights.items():
+                weight.copy_(saved["ema"][name])
+        if saved["device"] != self.losses.device.type:
+            log.warning(
+                "this run began on a %s device and goes on on a %s one: its figures are of both",
+                saved["device"],
+                self.losses.device.type,
+            )
+        self.step, self.seconds, self.history = saved["step"], saved["seconds"], saved["history"]
+
+
+def build_state(run: Run, model: Swin, steps: int) -> State:
+    """The state of a run before its first step, for epochs of so many steps."""
+    device = model.head.weight.device
+    return State(
+        model,
+        together(model),
+        build_optimizer(run.optimizer, model),
+        build_scaler(run.trainer, device),
+        Ema(model, run.trainer.ema) if run.trainer.ema else None,
+        torch.zeros(steps, device=device),
+        torch.zeros(steps, device=device),
+        run.trainer.accumulate,
+    )

@@ -1,0 +1,208 @@
+"""Nothing is lost: resuming, damaged checkpoints, full disks, signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinexp.mistake import Mistake
+from swinexp.train import Interrupted, build_state, prepare, train
+from swinexp.train.checkpoint import best, earlier
+from tests.conftest import SMALL, STRONG, Command, Record, small_run, trained
+
+STEPS = 4  # of an epoch: 200 images, batches of 50
+LEFT_OVER = "trainer.limit_train=210"  # 10 images of an epoch
+
+# Every optimizer, and every other thing that changes in a run, in as few runs as will do.
+MATRIX = [
+    ("optimizer=adamw", "trainer.ema=0.9", "trainer.accumulate=2"),
+    ("optimizer=sgd", "trainer.ema=0.9", "augmentation.mix=mixup"),
+    ("optimizer=adam", "trainer.accumulate=3", "trainer.clip_per_tensor=true"),
+    ("optimizer=lion", "trainer.ema=0.99", "trainer.accumulate=2", "augmentation.repeats=3"),
+    ("optimizer=muon", "trainer.ema=0.9", "augmentation.mix=cutmix"),
+    ("optimizer=schedule_free", "schedule=constant", "trainer.ema=0.9", "trainer.accumulate=2"),
+    ("optimizer=lamb", "trainer.on_nan=skip", "augmentation.flip=true", "augmentation.flip_in_turn=true"),
+    ("optimizer=adamw", "trainer.precision=fp16", "trainer.ema=0.9"),
+]
+
+
+def assert_same(one: tuple[dict[str, float], dict[str, torch.Tensor]], other: object) -> None:
+    assert isinstance(other, tuple)
+    assert one[0] == other[0]
+    for name, weight in one[1].items():
+        assert torch.equal(other[1][name], weight), name
+
+
+@pytest.mark.parametrize("overrides", MATRIX, ids=" ".join)
+def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    overrides = (*STRONG, LEFT_OVER, "test=true", *overrides)
+    unbroken = trained(tmp_path / "unbroken.pt", *overrides)
+    for stop_at in (STEPS + 2, 2 * STEPS):  # within an epoch, and at the end of one
+        with pytest.raises(Interrupted) as interrupted:
+            trained(tmp_path / "broken.pt", *overrides, stop_at=stop_at)
+        assert interrupted.value.exit_code == 130
+    assert_same(unbroken, trained(tmp_path / "broken.pt", *overrides))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from swinexp.train import prepare, train
+from tests.conftest import small_run
+checkpoint, kill_at, *overrides = sys.argv[1:]
+run = small_run(*overrides)
+def tick(step, lr):
+    if step == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+train(run, *prepare(run), Path(checkpoint), watch=lambda *_: None, tick=tick)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", MATRIX, ids=" ".join)
+def test_a_killed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    overrides = (*STRONG, LEFT_OVER, *overrides)
+    kill_at = random.Random(" ".join(overrides)).randrange(STEPS + 1, 3 * STEPS)
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "broken.pt"), str(kill_at), *overrides]
+    killed = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert_same(trained(tmp_path / "unbroken.pt", *overrides), trained(tmp_path / "broken.pt", *overrides))
+
+
+def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import swinexp.train.loop as loop
+
+    unbroken = trained(tmp_path / "unbroken.pt")
+    predictions, judged = loop.predictions, 0
+
+    def interrupting(*arguments: object) -> object:
+        nonlocal judged
+        for batch in predictions(*arguments):  # type: ignore[arg-type]
+            judged += 1
+            if judged == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(loop, "predictions", interrupting)
+    with pytest.raises(Interrupted) as interrupted:
+        trained(tmp_path / "broken.pt")
+    assert interrupted.value.exit_code == 143
+    assert judged == 2  # of the three batches that the validation images are
+    assert_same(unbroken, trained(tmp_path / "broken.pt"))
+
+
+def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
+    run = small_run()
+    saved: list[int] = []
+
+    def tick(step: int, _: float) -> None:
+        if step == STEPS + 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if step == STEPS + 3:
+            saved.append(torch.load(tmp_path / "last.pt", weights_only=True)["step"])
+
+    figures = train(run, *prepare(run), tmp_path / "last.pt", watch=Record(), tick=tick)
+    assert saved == [STEPS + 2]
+    unbroken, _ = trained(tmp_path / "unbroken.pt")
+    assert {key: figures[key] for key in unbroken} == unbroken
+
+
+def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    run = small_run("trainer.epochs=5", "trainer.keep=3", "optimizer.lr=3e-3")
+    record = Record()
+    train(run, *prepare(run), path, watch=record)
+    assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "last-1.pt", "last-2.pt", "best.pt"}
+    kept = {
+        name: torch.load(tmp_path / name, weights_only=True)["step"] for name in ("last.pt", "last-1.pt", "last-2.pt")
+    }
+    assert kept == {"last.pt": 5 * STEPS, "last-1.pt": 4 * STEPS, "last-2.pt": 3 * STEPS}
+    accuracy = [metrics["val/accuracy"] for metrics in record.metrics]
+    assert len(torch.load(best(path), weights_only=True)["history"]) == accuracy.index(max(accuracy)) + 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "last.pt"
+    unbroken = trained(tmp_path / "unbroken.pt")
+    with pytest.raises(Interrupted):
+        trained(path, stop_at=2 * STEPS + 1)
+    content = bytearray(path.read_bytes())
+    if damage == "bit":
+        content[len(content) // 2] ^= 1
+    path.unlink()  # best.pt may be the same file
+    path.write_bytes({"empty": b"", "cut": content[:-1000], "bit": content}[damage])
+    assert_same(unbroken, trained(path))
+    assert "last.pt is damaged" in caplog.text
+    assert "going on from the one before, last-1.pt" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "version", "other network"])
+def test_checkpoints_that_cannot_be_read_are_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "last.pt"
+    trained(path, "trainer.epochs=1")
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes({"empty": b"", "cut": content[:-1000]}.get(damage, content))
+    if damage == "version":
+        torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
+    width = "model.dim=32" if damage == "other network" else "model.dim=16"
+    with pytest.raises(Mistake, match=r"last.pt cannot be read .* Remove it to train from the start: rm "):
+        trained(path, width)
+
+
+def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    run = small_run()
+    model, _ = prepare(run)
+    state = build_state(run, model, STEPS)
+    state.step = 7
+    state.save(path, keep=2)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    state.step = 8
+    with pytest.raises(Mistake, match=r"last.pt: a checkpoint cannot be written \(No space left on device\)"):
+        state.save(path, keep=2)
+    state.restore(path)
+    assert state.step == 7
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+    assert not earlier(path, 1).exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_whole(
+    command: Command, tmp_path: Path
+) -> None:
+    done = command(*SMALL, "wandb=disabled", "name=full", "trainer.epochs=2")
+    assert done.returncode == 0, done.stderr
+    size = (tmp_path / "outputs/runs/full/checkpoints/last.pt").stat().st_size
+    arguments = (*SMALL, "wandb=disabled", "name=fuller", "trainer.epochs=2", "model.dim=16")
+
+    def little_room() -> None:  # no file may be as large as a checkpoint, as on a disk that has filled
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    full = command(*arguments, preexec_fn=little_room)
+    assert full.returncode == 2, full.stderr
+    (line,) = full.stderr.splitlines()
+    assert line.startswith("swinexp: ")
+    assert "last.pt: a checkpoint cannot be written (File too large). There is none before it; make room" in line
+    assert [*tmp_path.glob("outputs/runs/fuller/checkpoints/*")] == []
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
