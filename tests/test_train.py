@@ -142,21 +142,6 @@ def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: py
     assert figures["val/accuracy"] == (logits.argmax(1) == dataset.val.labels).double().mean().item()
 
 
-@pytest.mark.slow
-def test_compiled_training_follows_the_plain_one(tmp_path: Path) -> None:
-    plain, _ = trained(tmp_path / "plain.pt", "trainer.epochs=2")
-    compiled, _ = trained(tmp_path / "compiled.pt", "trainer.epochs=2", "trainer.compile=true")
-    assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-3)
-    assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-3)
-
-
-def test_bf16_is_near_fp32(tmp_path: Path) -> None:
-    fp32, _ = trained(tmp_path / "fp32.pt", "trainer.epochs=1")
-    bf16, _ = trained(tmp_path / "bf16.pt", "trainer.epochs=1", "trainer.precision=bf16")
-    assert bf16["val/loss"] != fp32["val/loss"]
-    assert bf16["val/loss"] == pytest.approx(fp32["val/loss"], rel=0.02)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

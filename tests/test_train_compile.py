@@ -1,0 +1,93 @@
+"""Compiling: when it is done, what it costs, and that it is done once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinexp.train import build_state, compile_model, prepare, train
+from swinexp.train.devices import COMPILE_PAYS, compiles
+from tests.conftest import STRONG, small_run, timeless, trained
+
+
+def test_auto_compiles_what_is_long_and_on_a_gpu() -> None:
+    trainer = small_run().trainer
+    assert trainer.compile == "auto"
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compiles(trainer, gpu, COMPILE_PAYS)
+    assert not compiles(trainer, gpu, COMPILE_PAYS - 1)
+    assert not compiles(trainer, cpu, COMPILE_PAYS)
+    assert compiles(small_run("trainer.compile=true").trainer, cpu, 1)
+    assert compiles(small_run("trainer.compile=graphs").trainer, cpu, 1)
+    assert not compiles(small_run("trainer.compile=false").trainer, gpu, COMPILE_PAYS)
+
+
+def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # it runs, uncompiled
+    run = small_run(*STRONG, "patch=p2_conv", "model.depths=[1,1]", "trainer.compile=true")  # with a BatchNorm
+    model, dataset = prepare(run)
+    state = build_state(run, model, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seconds = compile_model(run, state, dataset)
+    assert seconds is not None
+    assert seconds > 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+    assert not state.optimizer.state
+
+
+@pytest.mark.slow
+def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step(tmp_path: Path) -> None:
+    overrides = (*STRONG, "trainer.epochs=2", "trainer.accumulate=2")
+    plain, _ = trained(tmp_path / "plain.pt", *overrides)
+    torch._dynamo.reset()
+    graphs: list[int] = []
+
+    def tick(step: int, lr: float) -> None:
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    run = small_run(*overrides, "trainer.compile=true", "schedule=cosine")  # the lr changes in every step
+    compiled = train(run, *prepare(run), tmp_path / "compiled.pt", watch=lambda *_: None, tick=tick)
+    assert len(graphs) == 2 * 4
+    assert set(graphs) == {graphs[0]}
+    assert compiled.pop("compile_seconds") > 0
+    for key in ("val/loss", "train/loss"):
+        assert timeless(compiled)[key] == pytest.approx(plain[key], rel=1e-3)
+
+
+TWICE = """
+import json
+from pathlib import Path
+import torch
+from swinexp.train import prepare, train
+from tests.conftest import small_run
+run = small_run("trainer.compile=true", "trainer.epochs=1")
+figures = train(run, *prepare(run), Path("none.pt"), watch=lambda *_: None)
+Path("none.pt").unlink()
+counted = torch._dynamo.utils.counters
+hits = {name: counted[group][name] for group in counted for name in counted[group] if "cache" in name}
+print(json.dumps({"seconds": figures["compile_seconds"], **hits}))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_what_the_first_compiled(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    told = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=400, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = told
+    assert first.get("fxgraph_cache_hit", 0) == 0, told
+    assert second.get("fxgraph_cache_miss", 0) == 0, told
+    assert second["seconds"] < first["seconds"] / 2, told

@@ -1,0 +1,151 @@
+"""Several processes are one: real processes, as torchrun starts them, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinexp.ranks import lost_another, rank, size
+from swinexp.train.processes import shared
+from tests.conftest import SMALL, STRONG
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+ARGUMENTS = (*SMALL, *STRONG, "wandb=disabled", "test=true", "trainer.ema=0.9", "data.val_fraction=0.19")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "-m", "swinexp.run", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=180)
+    return out, err
+
+
+def test_the_parts_of_a_batch_are_all_of_it_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (rank(), size()) == (0, 1)
+    assert shared(10, 1) == [slice(0, 10)]
+    for name, value in (("WORLD_SIZE", "3"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    rows: list[int] = []
+    for each in range(3):
+        monkeypatch.setenv("RANK", str(each))
+        assert (rank(), size()) == (each, 3)
+        rows += [row for part in shared(50, 2) for row in range(50)[part]]
+    assert rows == list(range(50))
+
+
+def test_only_the_loss_of_another_process_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1234")
+    assert not lost_another(closed)
+    for name, value in (
+        ("WORLD_SIZE", "2"),
+        ("RANK", "1"),
+        ("LOCAL_RANK", "1"),
+        ("MASTER_ADDR", "a"),
+        ("MASTER_PORT", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert lost_another(closed)
+    assert not lost_another(ValueError("heads do not divide the width"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_are_one(tmp_path: Path, accumulate: int) -> None:
+    one = [sys.executable, "-m", "swinexp.run", *ARGUMENTS, "name=one"]
+    alone = subprocess.run(one, capture_output=True, text=True, timeout=180, check=False)
+    assert alone.returncode == 0, alone.stderr
+    process = torchrun(*ARGUMENTS, "name=two", f"trainer.accumulate={accumulate}")
+    out, err = finished(process)
+    assert process.returncode == 0, err
+    assert out.count("epoch 3/3") == 1  # one of them speaks
+    folders = [tmp_path / "outputs/runs" / name for name in ("one", "two")]
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in folders)
+    for key in ("val/loss", "test/loss", "train/loss", "ema/val/loss", "ema/test/loss"):
+        assert second[key] == pytest.approx(first[key], rel=1e-4), key
+    for key in ("val/accuracy", "test/accuracy"):
+        assert second[key] == pytest.approx(first[key], abs=0.004), key  # one image of 272 and of 360
+    weights, others = (torch.load(f / "checkpoints/last.pt", weights_only=True)["model"] for f in folders)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=1e-2, atol=2e-4)
+    assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_after_the_same_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = (*ARGUMENTS, "name=stopped", "trainer.epochs=20")
+    process = torchrun(*arguments)
+    checkpoint = tmp_path / "outputs/runs/stopped/checkpoints/last.pt"
+    wait_for(checkpoint, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = finished(process)
+    assert err.count("swinexp: stopped by SIGTERM; outputs/runs/stopped/checkpoints/last.pt holds all of it") == 1
+    step = torch.load(checkpoint, weights_only=True)["step"]
+    assert 0 < step < 80
+    again = torchrun(*arguments)
+    out, err = finished(again)
+    assert again.returncode == 0, err
+    assert f"(step {step})" in out
+    summary = json.loads((tmp_path / "outputs/runs/stopped/summary.json").read_text())
+    alone = [sys.executable, "-m", "swinexp.run", *ARGUMENTS, "name=alone", "trainer.epochs=20"]
+    assert subprocess.run(alone, capture_output=True, timeout=180, check=False).returncode == 0
+    unbroken = json.loads((tmp_path / "outputs/runs/alone/summary.json").read_text())
+    assert summary["val/loss"] == pytest.approx(unbroken["val/loss"], rel=0.01)
+    assert summary["epochs"] == 20
+
+
+DYING = """
+import os, sys
+import swinexp.train.loop as loop
+plain = loop.train_step
+def train_step(run, state, *rest):
+    if os.environ["RANK"] == "1" and state.step == 5:
+        raise ZeroDivisionError("the second one dies")
+    plain(run, state, *rest)
+loop.train_step = train_step
+from swinexp.run import cli
+cli()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_all_with_its_traceback_once(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "dying.py", *ARGUMENTS, "name=dead"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _, err = finished(process)
+    assert process.returncode != 0
+    assert err.count("ZeroDivisionError: the second one dies") == 1
+    assert "Connection closed by peer" not in err
+    assert torch.load(tmp_path / "outputs/runs/dead/checkpoints/last.pt", weights_only=True)["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once() -> None:
+    process = torchrun(*ARGUMENTS, "trainer.batch_size=5000")
+    _, err = finished(process)
+    assert process.returncode != 0
+    assert err.count("swinexp: trainer.batch_size=5000: there are only 200 training images") == 1
