@@ -100,7 +100,7 @@ def test_mirroring_belongs_to_the_data() -> None:
         (["objective=val/acc"], "objective=val/acc: one of val/accuracy, .* Type objective=val/accuracy"),
         (["objective=test/accuracy"], "objective=test/accuracy: the test set is read only with test=true"),
         (["optimizer.name=lion"], "optimizer.name=lion: one of adamw, sgd. Type optimizer=adamw"),
-        (["trainer.precision=fp8"], "trainer.precision=fp8: one of auto, fp32, bf16"),
+        (["trainer.precision=fp8"], "trainer.precision=fp8: one of auto, fp32, tf32, bf16, fp16"),
         (["wandb.mode=sometimes"], "wandb.mode=sometimes: one of auto, online, offline, disabled"),
         (["wandb.tags=['']"], r"wandb.tags=\[\]: each tag has 1 to 64 characters"),
         (["wandb.project=a/b"], "wandb.project=a/b: 1 to 128 characters without"),
