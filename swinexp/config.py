@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
 from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown
-from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb
 from swinexp.train import OBJECTIVES, TEST_OBJECTIVES, Trainer
@@ -50,6 +50,13 @@ class Run:
             self.objective,
             "the test set is read only with test=true, and choosing by it is not fair",
             "objective=val/accuracy",
+        )
+        check(
+            isinstance(self.schedule, Constant) or not isinstance(self.optimizer, ScheduleFree),
+            "schedule.name",
+            self.schedule.name,
+            "optimizer=schedule_free takes the schedule's place and needs a constant one",
+            "schedule=constant",
         )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
 

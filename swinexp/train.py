@@ -28,7 +28,7 @@ from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split, load
 from swinexp.folder import write_atomically
 from swinexp.mistake import Mistake, check, first_line, one_of
-from swinexp.optim import build_optimizer, lr_scale
+from swinexp.optim import build_optimizer, lr_scale, set_lr
 from swinexp.swin import Swin, fit, freeze, read
 
 if TYPE_CHECKING:
@@ -361,9 +361,7 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None, sto
             flips,
         )
         # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
-        scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)
-        for group in state.optimizer.param_groups:
-            group["lr"] = run.optimizer.lr * scale
+        set_lr(state.optimizer, lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs))
         with autocast(run.trainer, device):
             logits = state.forward(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=run.trainer.label_smoothing)
