@@ -210,9 +210,9 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
     }
     matrices = 0
     for t in (1, 2, 3):
-        torch.manual_seed(t)
-        optimizer.zero_grad()
-        model(torch.randn(4, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+        for p in model.parameters():
+            # Of full rank: five rounds multiply what is nearly 0 by up to 500, and its rounding with it.
+            p.grad = torch.randn_like(p)
         optimizer.step()
         for name, p in model.named_parameters():
             assert p.grad is not None
@@ -226,7 +226,7 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
                 step = orthogonalised(step) if len(step) <= step.shape[1] else orthogonalised(step.T).T
                 step = 0.2 * math.sqrt(max(step.shape)) * step
                 expected = before[name] * (1 - LR * DECAY) - LR * step
-                # torch iterates in bf16, whose 8 bits lose about 2 % of a step in five rounds
+                # torch iterates in bf16: up to 2 % of a step. Without Nesterov's momentum it would be 40 %.
                 assert (p - expected).norm() < 0.03 * LR * step.norm(), name
                 before[name] = p.detach().clone()
             else:

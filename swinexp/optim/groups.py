@@ -9,6 +9,7 @@ from torch import nn
 
 from swinexp.optim.options import Muon, Optimizer
 
+BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
 # Named as in Swin's and Swin V2's own code, which do not decay them either (temperature: their like).
 UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale", "temperature")
 
@@ -43,7 +44,7 @@ def layer(name: str, depths: list[int]) -> int:
     """
     if name.startswith(("patch_embed.", "absolute_pos_embed")):
         return 0
-    block = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
+    block = BLOCK.match(name)
     if block:
         return sum(depths[: int(block[1])]) + int(block[2]) + 1
     merge = re.match(r"layers\.(\d+)\.", name)
@@ -53,29 +54,27 @@ def layer(name: str, depths: list[int]) -> int:
 def parameter_groups(config: Optimizer, model: nn.Module) -> list[Group]:
     """The table an optimizer is built from: every trainable parameter once, the head's end first.
 
-    So the first row's lr is the whole one. A row without parameters is left out.
+    So layer decay leaves the first row's lr as it is. A row without parameters is left out.
     """
     named = dict(model.named_parameters())  # the frozen ones too: they count as layers
-    blocks = {tuple(map(int, b.groups())) for b in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", n) for n in named) if b}
-    depths = [sum(stage == i for stage, _ in blocks) for i in range(1 + max((s for s, _ in blocks), default=-1))]
-    top = sum(depths) + 1
-    rows: dict[tuple[int, int, int], list[str]] = {}
+    stages = [stage for stage, _ in {(int(b[1]), int(b[2])) for b in map(BLOCK.match, named) if b}]
+    depths = [stages.count(i) for i in range(len(set(stages)))]
+    rows: dict[tuple[int, bool, bool], list[str]] = {}
     for name, p in named.items():
         if p.requires_grad:
-            distance = top - layer(name, depths) if config.layer_decay < 1 else 0
+            below = sum(depths) + 1 - layer(name, depths) if config.layer_decay < 1 else 0
+            rest = isinstance(config, Muon) and not orthogonal(name, p)
             decayed = p.ndim >= 2 if config.decay == "all_2d" else decays(name, p)
-            muon = isinstance(config, Muon) and orthogonal(name, p)
-            rows.setdefault((distance, not muon, not decayed), []).append(name)
+            rows.setdefault((below, rest, not decayed), []).append(name)
     groups = []
-    for (distance, rest, plain), names in sorted(rows.items()):
-        of_muon = isinstance(config, Muon)
-        algorithm = "adamw" if of_muon and rest else config.name
+    for (below, rest, spared), names in sorted(rows.items()):
+        algorithm = "adamw" if rest else config.name
         lr = config.adamw_lr if isinstance(config, Muon) and rest else config.lr
-        words = ["not decayed" if plain else "decayed"]
-        if of_muon:
-            words.insert(0, algorithm)
-        if config.layer_decay < 1:
-            words.insert(0, f"layer {top - distance}")
-        decay = 0.0 if plain else config.weight_decay
-        groups.append(Group(", ".join(words), tuple(names), algorithm, lr * config.layer_decay**distance, decay))
+        words = [
+            *([f"layer {sum(depths) + 1 - below}"] if config.layer_decay < 1 else []),
+            *([algorithm] if isinstance(config, Muon) else []),
+            "not decayed" if spared else "decayed",
+        ]
+        decay = 0.0 if spared else config.weight_decay
+        groups.append(Group(", ".join(words), tuple(names), algorithm, lr * config.layer_decay**below, decay))
     return groups
