@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinexp.mistake import Mistake
 from swinexp.optim import (
@@ -267,6 +268,27 @@ def test_a_restored_state_goes_on_to_the_bit(name: str) -> None:
     for p, q in zip(model.parameters(), again.parameters(), strict=True):
         assert optimizer.state[p].keys() == restored.state[q].keys()
         assert all(torch.equal(value, restored.state[q][key]) for key, value in optimizer.state[p].items())
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Raises where a tensor's value is wanted in Python, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        aten = torch.ops.aten
+        assert func not in (aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_waits_for_nothing(name: str) -> None:
+    model = small()
+    optimizer = build_optimizer(OPTIONS[name], model)
+    for _ in range(2):
+        model(torch.randn(2, 3, 16, 16)).sum().backward()
+        with NothingIsRead():
+            optimizer.step()
+    with pytest.raises(AssertionError), NothingIsRead():
+        torch.ones(()).item()
 
 
 @pytest.mark.parametrize("name", OPTIONS)
