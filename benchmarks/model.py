@@ -58,7 +58,7 @@ def train_step(model: nn.Module, forward: nn.Module, batch: int, device: torch.d
     labels = torch.randint(10, (batch,), device=device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = (
-        build_optimizer(AdamW("adamw", 1e-3, 0.05, (0.9, 0.99), 1e-8), model)
+        build_optimizer(AdamW("adamw", 1e-3, 0.05, "matrices", 1.0, (0.9, 0.99), 1e-8), model)
         if own
         else torch.optim.AdamW(weights, 1e-3, (0.9, 0.99), weight_decay=0.05)
     )

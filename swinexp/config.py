@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
 from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown
-from swinexp.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb
 from swinexp.train import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
@@ -57,6 +57,13 @@ class Run:
             self.objective,
             "there is no moving average of the weights (trainer.ema=0)",
             "trainer.ema=0.999",
+        )
+        check(
+            isinstance(self.schedule, Constant) or not isinstance(self.optimizer, ScheduleFree),
+            "schedule.name",
+            self.schedule.name,
+            "optimizer=schedule_free takes the schedule's place and needs a constant one",
+            "schedule=constant",
         )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
 

@@ -1,4 +1,5 @@
-"""What a network costs: parameters, FLOPs and activations by module, and images/s on this device.
+"""What a run is made of: its network's parameters, FLOPs and activations by module, the optimizer's groups of
+parameters, the lr from the first epoch to the last, and images/s on this device.
 
     python -m swinexp.describe model=cifar window=w4 patch=p2
     python -m swinexp.describe model=swin_t window=w7 patch=p4 data.image_size=224 --classes=1000
@@ -22,6 +23,7 @@ from swinexp.run import compose, reported
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
     from torch import nn
 
     from swinexp.config import Run
@@ -123,8 +125,41 @@ def throughput(run: Run, model: Swin, classes: int, device: torch.device, second
     }
 
 
+def lr_curve(run: Run, width: int = 64, height: int = 6) -> list[str]:
+    """Lines that draw `optimizer.lr` over the whole run: `width` columns, each at the middle of its epochs."""
+    from swinexp.optim import lr_scale
+
+    epochs = run.trainer.epochs
+    scales = [lr_scale(run.schedule, (column + 0.5) / width * epochs, epochs) for column in range(width)]
+    eighths = [round(8 * height * scale) for scale in scales]
+    lines = []
+    for row in reversed(range(height)):
+        blocks = "".join(" ▁▂▃▄▅▆▇█"[min(max(level - 8 * row, 0), 8)] for level in eighths)
+        lines.append(f"{run.optimizer.lr * (row + 1) / height:>8.2g} ┤{blocks}".rstrip())
+    marks = "└" + "─" * width
+    return [*lines, f"{0:>8} {marks}", f"{'epoch':>8}  0{epochs:>{width - 1}}"]
+
+
+def group_table(run: Run, model: nn.Module) -> Table:
+    """The optimizer's groups, as `parameter_groups` has them."""
+    from rich.table import Table
+
+    from swinexp.optim import parameter_groups
+
+    table = Table()
+    table.add_column("parameter group")
+    for title in ("tensors", "parameters", "lr", "weight decay"):
+        table.add_column(title, justify="right")
+    named = dict(model.named_parameters())
+    for group in parameter_groups(run.optimizer, model):
+        size = sum(named[name].numel() for name in group.parameters)
+        decay = f"{group.weight_decay:g}"
+        table.add_row(group.name, f"{len(group.parameters):,}", f"{size:,}", f"{group.peak_lr:.3g}", decay)
+    return table
+
+
 def describe(run: Run, classes: int) -> None:
-    """Print the table of a run's network with a head for so many classes."""
+    """Print what a run is made of, its network with a head for so many classes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -151,6 +186,9 @@ def describe(run: Run, classes: int) -> None:
     size = run.data.image_size
     console.print(f"one image of {size}×{size} pixels, {classes} classes; a FLOP is a multiply-add", highlight=False)
     console.print(table)
+    console.print(group_table(run, model))
+    console.print(f"optimizer.lr of {run.optimizer.name} over the run, schedule {run.schedule.name}", highlight=False)
+    console.print("\n".join(lr_curve(run, min(64, console.width - 12))), highlight=False)
     rates = throughput(run, model.to(device), classes, device)
     line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     console.print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}", highlight=False)

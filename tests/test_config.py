@@ -24,6 +24,8 @@ def test_every_option_composes_into_a_checked_run(group: str, option: str) -> No
         extra = ["patch=p2"]
     if option == "w7" or option.startswith("swin_"):
         extra = ["patch=p4", "window=w7", "data.image_size=224"]
+    if option == "schedule_free":
+        extra = ["schedule=constant"]
     run = typed(config(f"{group}={option}", *extra))
     assert getattr(run, group) is not None
 
@@ -45,8 +47,9 @@ def test_the_groups_are_those_that_are_promised() -> None:
     assert options["attention"] >= {"swin", "no_bias", "continuous_bias", "cosine", "swinv2", "qk_norm", "lsa"}
     assert options["block"] >= {"swin", "swinv2", "layer_scale", "rms_norm", "depthwise_conv"}
     assert options["augmentation"] == {"none", "basic", "trivial", "rand", "auto", "reference", "strong"}
-    assert options["optimizer"] >= {"adamw", "sgd"}
-    assert options["schedule"] >= {"cosine", "constant"}
+    assert options["optimizer"] == {"adamw", "adam", "sgd", "lion", "muon", "schedule_free", "lamb"}
+    schedules = {"cosine", "linear", "constant", "wsd", "one_cycle", "step", "restarts", "reference"}
+    assert options["schedule"] == schedules
     assert options["data"] >= {"digits", "cifar10", "cifar100", "svhn", "cinic10", "tiny_imagenet", "image_folder"}
     assert options["wandb"] >= {"auto", "online", "offline", "disabled"}
     assert options["experiment"] >= {"quickstart", "cifar10"}
@@ -85,7 +88,7 @@ def test_mirroring_belongs_to_the_data() -> None:
     [
         (
             ["+optimizer.momentum=0.5"],
-            "optimizer.momentum=0.5: no such key; .* Type optimizer=sgd optimizer.momentum=0.5",
+            "optimizer.momentum=0.5: no such key; .* Type optimizer=muon optimizer.momentum=0.5",
         ),
         (["++trainer.epohcs=7"], "trainer.epohcs=7: no such key; trainer has epochs, .* Type trainer.epochs=7"),
         (["trainer.epochs=abc"], "trainer.epochs=abc: a whole number is needed"),
@@ -99,7 +102,8 @@ def test_mirroring_belongs_to_the_data() -> None:
         (["seed=-1"], "seed=-1: a whole number from 0 to 2⁶³-1. Type seed=0"),
         (["objective=val/acc"], "objective=val/acc: one of val/accuracy, .* Type objective=val/accuracy"),
         (["objective=test/accuracy"], "objective=test/accuracy: the test set is read only with test=true"),
-        (["optimizer.name=lion"], "optimizer.name=lion: one of adamw, sgd. Type optimizer=adamw"),
+        (["optimizer.name=adagrad"], "optimizer.name=adagrad: one of adamw, adam, sgd, .* Type optimizer=adamw"),
+        (["optimizer=schedule_free"], "schedule.name=cosine: .* needs a constant one. Type schedule=constant"),
         (["trainer.precision=fp8"], "trainer.precision=fp8: one of auto, fp32, tf32, bf16, fp16"),
         (["wandb.mode=sometimes"], "wandb.mode=sometimes: one of auto, online, offline, disabled"),
         (["wandb.tags=['']"], r"wandb.tags=\[\]: each tag has 1 to 64 characters"),

@@ -6,7 +6,7 @@ import pytest
 
 from swinexp import describe
 from swinexp.config import typed
-from swinexp.describe import Cost, count
+from swinexp.describe import Cost, count, lr_curve
 from swinexp.train import build_model
 from tests.conftest import SMALL, config, small_run
 
@@ -56,15 +56,31 @@ def test_the_command_prints_table_and_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(describe.throughput, "__defaults__", (0.05,))
-    describe.main([*SMALL, "--classes=12"])
+    describe.main([*SMALL, "--classes=12", "optimizer=muon", "optimizer.adamw_lr=3e-4"])
     out = capsys.readouterr().out
     whole = count(build_model(small_run(), classes=12), 16)[""]
     assert f"{whole.parameters:,}" in out
     assert f"{whole.flops:,}" in out
     assert "layers.1.blocks.1" in out
+    # of the three blocks' matrices and the merge's; the patch embedding's and the head's; all that is not decayed
+    assert re.search(r"muon, decayed +│ +13 │ +[\d,]+ │ +0\.001 │ +0\.05 ", out)
+    assert re.search(r"adamw, decayed +│ +2 │ +[\d,]+ │ +0\.0003 │ +0\.05 ", out)
+    assert re.search(r"adamw, not decayed +│ +\d+ │ +[\d,]+ │ +0\.0003 │ +0 ", out)
+    assert "optimizer.lr of muon over the run, schedule cosine" in out
+    assert "\n".join(lr_curve(small_run("optimizer=muon"))) in out
     speeds = re.search(r"images/s at batch 50 on .*: training ([\d,]+), inference ([\d,]+)", out)
     assert speeds
     assert all(int(speed.replace(",", "")) > 10 for speed in speeds.groups())
+
+
+def test_the_curve_is_the_schedule_over_the_whole_run() -> None:
+    run = small_run("schedule=linear", "schedule.warmup_epochs=2", "trainer.epochs=4", "optimizer.lr=2e-3")
+    assert lr_curve(run, width=8, height=2) == [
+        "   0.002 ┤  ▂▆▆▂",
+        "   0.001 ┤▂▆████▆▂",
+        "       0 └────────",
+        "   epoch  0      4",
+    ]
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,14 @@ def tracker(folder: Folder, *overrides: str) -> Tracker:
 
 
 def row(**changes: float) -> dict[str, float]:
-    return {"train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "train/lr": 1e-3, "train/images_per_second": 9.0, **changes}
+    return {
+        "train/loss": 1.0,
+        "val/loss": 1.0,
+        "val/accuracy": 0.5,
+        "train/lr": 1e-3,
+        "train/images_per_second": 9.0,
+        **changes,
+    }
 
 
 def test_an_epoch_is_written_once_though_it_is_told_twice(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Generator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinexp.mistake import Diverged, OutOfMemory
+from swinexp.optim import Ema
 from swinexp.train import build_state, derive, prepare, train, train_epoch
-from swinexp.train.ema import Ema
 from swinexp.train.loop import clip, done
 from tests.conftest import STRONG, Record, small_run, trained
 

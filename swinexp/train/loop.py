@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
 from swinexp.mistake import OutOfMemory
-from swinexp.optim import lr_scale
+from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint as files
@@ -134,8 +134,7 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = No
         factors = state.model.draw_drop_path(batch_size, generator)
         # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
         scale = lr_scale(run.schedule, (state.step + 1) / steps, run.trainer.epochs)
-        for group in state.optimizer.param_groups:
-            group["lr"] = run.optimizer.lr * scale
+        set_lr(state.optimizer, scale)
         train_step(run, state, images, labels, factors, state.step - epoch * steps)
         state.step += 1
         if tick is not None:
@@ -250,7 +249,8 @@ def _judge(
     run: Run, state: State, split: Split, dataset: Dataset, name: str, asked: Asked | None = None
 ) -> dict[str, float]:
     """The figures of a split with the weights, and with their moving average under names of its own."""
-    figures = evaluate(run, state.model, split, dataset, name, asked)
+    with averaged(state.optimizer):
+        figures = evaluate(run, state.model, split, dataset, name, asked)
     if state.ema is not None:
         with state.ema.applied():
             figures |= evaluate(run, state.model, split, dataset, f"ema/{name}", asked)

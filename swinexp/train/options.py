@@ -34,7 +34,7 @@ class Trainer:
     `batch_size`       images of an optimizer step, over all processes
     `accumulate`       parts that a process trains its share of a batch in, one after the other; the step is the same
     `clip_norm`        largest norm of the gradient, of all together or, with `clip_per_tensor`, of each; 0 is off
-    `ema`              decay of the moving average of the weights, 0 is off (`swinexp.train.ema`)
+    `ema`              decay of the moving average of the weights, 0 is off (`swinexp.optim.ema`)
     `patience`         epochs without a better val/accuracy that end the run, 0 is off
     `keep`             newest checkpoints that stay, beside the best epoch's
     `precision`        of matrix products: one of `PRECISIONS`

@@ -13,12 +13,11 @@ import torch
 from torch import GradScaler, Tensor, nn
 
 from swinexp.mistake import Diverged
-from swinexp.optim import build_optimizer, lr_scale
+from swinexp.optim import Ema, build_optimizer, lr_scale
 from swinexp.ranks import size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
 from swinexp.train.devices import build_scaler
-from swinexp.train.ema import Ema
 from swinexp.train.processes import summed, together
 
 if TYPE_CHECKING:

@@ -1,0 +1,60 @@
+"""From options to an optimizer, and what the training loop does with it besides stepping."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from swinexp.optim import lamb, lion, muon, options, schedule_free
+from swinexp.optim.groups import parameter_groups
+
+
+def build_optimizer(config: options.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the model's trainable parameters, one group for each row of `parameter_groups`.
+
+    A group holds its row's `name`, `algorithm`, `peak_lr` and `weight_decay` beside what torch keeps there.
+    No `step()` waits for the device. Raises `ValueError` when nothing is trainable.
+    """
+    named = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [named[name] for name in group.parameters],
+            "name": group.name,
+            "algorithm": group.algorithm,
+            "lr": group.peak_lr,
+            "peak_lr": group.peak_lr,
+            "weight_decay": group.weight_decay,
+        }
+        for group in parameter_groups(config, model)
+    ]
+    if isinstance(config, options.SGD):
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if isinstance(config, options.Lion):
+        return lion.Lion(groups, (config.betas[0], config.betas[1]))
+    assert isinstance(config, options.Moments)
+    betas, eps = (config.betas[0], config.betas[1]), config.eps
+    if isinstance(config, options.Muon):
+        return muon.MuonAdamW(groups, betas, eps, config.momentum, config.nesterov)
+    if isinstance(config, options.ScheduleFree):
+        return schedule_free.ScheduleFree(groups, betas, eps)
+    if isinstance(config, options.Lamb):
+        return lamb.Lamb(groups, betas, eps)
+    kind = torch.optim.AdamW if isinstance(config, options.AdamW) else torch.optim.Adam
+    return kind(groups, betas=betas, eps=eps, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Set every group's lr to `scale` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * scale
+
+
+def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Within, the model holds the weights that are to be evaluated; afterwards those that are trained, to the bit.
+
+    They differ for the schedule-free optimizer alone.
+    """
+    return optimizer.averaged() if isinstance(optimizer, schedule_free.ScheduleFree) else nullcontext()
