@@ -31,7 +31,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart. Type experiment=quickstart"),
         ("sweep=size", "sweep=size: no such option; there are sizes. Type sweep=sizes"),
         ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, placement, cache. Type data=cifar10 data.root=images"),
-        ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
+        ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=muon optimizer.momentum=0.9"),
         ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
         ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),
         ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m optimizer.lr=range(1,3)"),
