@@ -185,7 +185,8 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     if home == {}:  # a value, which OmegaConf has already made room in
         return f"{key}={value}: no such key; {path} is a value. Type {path}={value}"
     if having:  # another option of the same group knows the key
-        instead = f"Type {path}={having[0]} {key}={value}"
+        plainest = min(having, key=lambda option: len(_keys(CONF / path / f"{option}.yaml")))
+        instead = f"Type {path}={plainest} {key}={value}"
     elif namesakes:
         instead = f"Type {namesakes[0]}={value}"
     elif sibling:

@@ -58,3 +58,9 @@ def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     They differ for the schedule-free optimizer alone.
     """
     return optimizer.averaged() if isinstance(optimizer, schedule_free.ScheduleFree) else nullcontext()
+
+
+def resume(optimizer: torch.optim.Optimizer) -> None:
+    """Give a model with the weights that are evaluated those that are trained, when `optimizer` has its state back."""
+    if isinstance(optimizer, schedule_free.ScheduleFree):
+        optimizer.resume()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -14,7 +15,8 @@ class ScheduleFree(torch.optim.Optimizer):
 
     z takes AdamW's steps, without a mean of the gradients. x is the average of z, each step weighing as the square of
     its lr, and is what is to be evaluated. The model holds y, a share of `betas[0]` of the way from z to x, where
-    gradients are taken and from where weights decay. x is kept beside z rather than worked out from y and z, so
+    gradients are taken and from where weights decay. The bias of the mean square is corrected in the square itself, as in
+    the authors' code; the paper's algorithm has the correction in the lr. x is kept beside z rather than worked out from y and z, so
     that it has no rounding of its own.
 
     Running statistics (BatchNorm's, of patch=p2_conv) are those of y.
@@ -47,8 +49,16 @@ class ScheduleFree(torch.optim.Optimizer):
             torch._foreach_addcdiv_(z, gradients, roots, -lr)
             torch._foreach_add_(z, parameters, alpha=-lr * group["weight_decay"])
             torch._foreach_lerp_(x, z, lr**2 / group["squared_lrs"] if lr else 0.0)
-            torch._foreach_copy_(parameters, z)
-            torch._foreach_lerp_(parameters, x, share)
+            _to_y(parameters, z, x, share)
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Give the model y, which training goes on from, worked out of z and x as a step does it, to the bit."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p in self.state]
+            if moved:
+                z, x = ([self.state[p][name] for p in moved] for name in ("z", "x"))
+                _to_y(moved, z, x, group["betas"][0])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -64,3 +74,8 @@ class ScheduleFree(torch.optim.Optimizer):
             with torch.no_grad():
                 for p, y in zip(moved, kept, strict=True):
                     p.copy_(y)
+
+
+def _to_y(parameters: list[Tensor], z: list[Tensor], x: list[Tensor], share: float) -> None:
+    torch._foreach_copy_(parameters, z)
+    torch._foreach_lerp_(parameters, x, share)

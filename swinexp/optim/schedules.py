@@ -40,7 +40,7 @@ class Constant(Schedule):
     """The peak lr to the end."""
 
     def after_warmup(self, epoch: float, epochs: float) -> float:  # noqa: ARG002
-        """1"""
+        """Always 1"""
         return 1.0
 
 
@@ -76,8 +76,11 @@ class Cosine(Schedule):
 
 @dataclass
 class WSD(Schedule):
-    """The peak lr until the last share `decay` of the run, then down to `final` times it (Hägele et al.,
-    arXiv 2405.18392), by 1 - √progress or along a line (`shape`)."""
+    """Warm-up, stable, decay (Hägele et al., arXiv 2405.18392).
+
+    The peak lr until the last share `decay` of the run, then down to `final` times it, by 1 - √progress or along a
+    line (`shape`).
+    """
 
     decay: float
     shape: str
@@ -120,8 +123,11 @@ class Step(Schedule):
 
 @dataclass
 class OneCycle(Schedule):
-    """Up from `start` times the peak lr, back down to it, and in the last share `tail` of the run on to `final`, in
-    three straight lines (Smith and Topin, arXiv 1708.07120). The way up is the warm-up."""
+    """One rise, one fall, and a tail, in three straight lines (Smith and Topin, arXiv 1708.07120).
+
+    Up from `start` times the peak lr during the warm-up, back down to it, and in the last share `tail` of the run on
+    to `final` times the peak.
+    """
 
     start: float
     tail: float

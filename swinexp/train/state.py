@@ -13,7 +13,7 @@ import torch
 from torch import GradScaler, Tensor, nn
 
 from swinexp.mistake import Diverged
-from swinexp.optim import Ema, build_optimizer, lr_scale
+from swinexp.optim import Ema, averaged, build_optimizer, lr_scale, resume
 from swinexp.ranks import size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
@@ -102,7 +102,10 @@ class State:
         )
 
     def save(self, path: Path, keep: int) -> None:
-        """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`."""
+        """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`.
+
+        Its "model" holds the weights that are evaluated.
+        """
         saved = {
             "device": self.losses.device.type,
             "model": self.model.state_dict(),
@@ -115,7 +118,8 @@ class State:
             "seconds": self.seconds,
             "history": self.history,
         }
-        checkpoint.write(path, saved, keep)
+        with averaged(self.optimizer):
+            checkpoint.write(path, saved, keep)
 
     def restore(self, path: Path) -> None:
         """Go back to a checkpoint, to the one before where that is damaged. Raises `Mistake` when none can be read."""
@@ -125,6 +129,7 @@ class State:
     def _load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        resume(self.optimizer)
         for mine, kept in ((self.losses, saved["losses"]), (self.norms, saved["norms"])):
             mine.copy_(kept)
         if self.scaler is not None and saved["scaler"] is not None:
