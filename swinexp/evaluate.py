@@ -1,157 +1,253 @@
-"""A finished run looked at again: its figures on the validation and test images, and pictures.
+"""A finished run looked at again: its figures on validation and test images, and pictures.
 
     python -m swinexp.evaluate run=outputs/runs/quickstart
-    python -m swinexp.evaluate run=outputs/runs/quickstart pictures=attention
-    python -m swinexp.evaluate run=outputs/runs/quickstart pictures=attention images=12 blocks=all
+    python -m swinexp.evaluate run=outputs/runs/quickstart split=test checkpoint=best flips=true
+    python -m swinexp.evaluate run=outputs/runs/quickstart pictures=confusion,attention images=12 blocks=all
 
-The weights are those of the run's last epoch. Pictures are drawn over test images, evenly from all classes, into
-pictures/ in the run's folder: attention shows, for the last block of every stage (or for all), how much each token is
-attended to by its window, and the rollout of all blocks together.
+split       val, test or both; without it what the run has read: validation, and test images if it had test=true
+checkpoint  last (the default), best (of the epoch with the best validation accuracy), ema (the average of the weights)
+flips=true  also the figures of the mean of each image's logits and its mirror's, as flips/…
+pictures    confusion: how often each class is taken for each; attention: for images evenly from all classes (images=8)
+            how much each token is attended to by its window, in the last block of every stage (or blocks=all), and
+            the rollout of all blocks together
+
+All figures go into evaluation/ in the run's folder as <split>-<checkpoint>.json, pictures beside them.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omegaconf import MISSING
 
+from swinexp.archive import CHECKPOINTS, fill, kept_data, reloaded, requested, weights
+from swinexp.folder import write_atomically
 from swinexp.mistake import Mistake, check, one_of
 from swinexp.run import reported
+from swinexp.track import finite
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor, nn
+
     from swinexp.config import Run
-    from swinexp.data import Dataset
+    from swinexp.data import Dataset, Split
     from swinexp.swin import Swin
 
-PICTURES = ("attention",)
+SPLITS = ("val", "test", "both")
+PICTURES = ("attention", "confusion")
 BLOCKS = ("last", "all")
+BINS = 15  # of the calibration error, as in its paper
+TABLE = 20  # classes that the table shows
+
+Batches = list[tuple["Tensor", "Tensor"]]  # logits (B, C) and labels (B,)
 
 
 @dataclass
 class Request:
-    """What the command asks for."""
+    """What the command asks for; several pictures are separated by commas."""
 
     run: str = MISSING
+    split: str | None = None
+    checkpoint: str = "last"
+    flips: bool = False
     pictures: str | None = None
     images: int = 8
     blocks: str = "last"
 
     def __post_init__(self) -> None:
-        if self.pictures is not None:
-            one_of("pictures", self.pictures, PICTURES)
+        if self.split is not None:
+            one_of("split", self.split, SPLITS)
+        one_of("checkpoint", self.checkpoint, CHECKPOINTS)
+        for picture in self.drawn:
+            one_of("pictures", picture, PICTURES)
         check(1 <= self.images <= 100, "images", self.images, "1 to 100 images in a picture", "images=8")
         one_of("blocks", self.blocks, BLOCKS)
 
-
-def requested(arguments: Sequence[str]) -> Request:
-    """The request of a command line of KEY=VALUE. Raises OmegaConf's errors, and `Mistake`."""
-    from omegaconf import OmegaConf
-
-    cfg = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.from_dotlist(list(arguments)))
-    request = OmegaConf.to_object(cfg)
-    assert isinstance(request, Request)
-    return request
+    @property
+    def drawn(self) -> list[str]:
+        return [] if self.pictures is None else self.pictures.split(",")
 
 
-def restored(folder: Path) -> tuple[Run, Swin, Dataset]:
-    """A run with the weights of its last checkpoint and its data, test images included. Raises `Mistake`."""
-    import torch
-    from omegaconf import OmegaConf
+@dataclass(frozen=True)
+class Reading:
+    """What a network makes of a split; `confusion` (C, C) counts the images of each label (row) by prediction.
 
-    from swinexp.config import typed
-    from swinexp.mistake import first_line
+    Its name is before its figures, as in summary.json: val, best/val, ema/test …, and flips/val for those of flips.
+    """
+
+    name: str
+    figures: dict[str, float]
+    confusion: Tensor
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """The accuracy on each class; None where the split has no image of it."""
+        counts = self.confusion.sum(dim=1).tolist()
+        hits = self.confusion.diagonal().tolist()
+        return [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+
+    def write(self, file: BinaryIO, about: dict[str, Any], classes: list[str]) -> None:
+        """Write all of it as JSON, what it is about first; a line for each key."""
+        record = {
+            **about,
+            "images": int(self.confusion.sum()),
+            **finite(self.figures),
+            "accuracy_per_class": dict(zip(classes, self.per_class, strict=True)),
+            "classes": classes,
+            "confusion": self.confusion.tolist(),
+        }
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def restored(run: Run, folder: Path, checkpoint: str) -> tuple[Swin, Dataset, int]:
+    """(network, data, epoch) of a run with the weights of a checkpoint. Raises `Mistake`."""
     from swinexp.train import prepare
 
-    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.pt"
-    if not config.exists() or not checkpoint.exists():
-        others = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
-        newest = others[-1].parent.parent if others else "FOLDER"
-        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
-    cfg = OmegaConf.merge(OmegaConf.load(config), {"test": True, "trainer": {"device": "auto"}})
-    run = typed(cfg)  # type: ignore[arg-type]
+    kept, epoch = weights(folder, checkpoint)  # before the data, which may take minutes
     model, dataset = prepare(run, resuming=True)
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-    except Exception as error:  # a damaged file raises almost anything
-        raise Mistake(
-            f"run={folder}: {checkpoint} cannot be read ({first_line(error)}). Train the run again"
-        ) from error
-    return run, model.eval(), dataset
+    data = kept_data(folder)
+    if data is not None and data[0] != dataset.classes:
+        differ = ", ".join(sorted({*data[0]} ^ {*dataset.classes})) or "their order"
+        raise Mistake(f"run={folder}: the classes of its data have changed ({differ}). Train the run again")
+    fill(model, kept, folder)
+    return model.eval(), dataset, epoch
 
 
-def draw_attention(model: Swin, dataset: Dataset, request: Request, path: Path) -> None:
-    """Rows of images; columns: the image with label and prediction, blocks, and the rollout."""
+def outputs(run: Run, model: nn.Module, split: Split, dataset: Dataset, mirror: bool = False) -> Batches:
+    """The logits and labels of every image of a split, or of its mirror, batch by batch as in training."""
+    from swinexp.train import predictions
+
+    turned = replace(split, images=split.images.flip(-1)) if mirror else split
+    return list(predictions(run, model, turned, dataset))
+
+
+def averaged(plain: Batches, mirrored: Batches) -> Batches:
+    """The mean of the logits of each image and its mirror."""
+    return [((one + other) / 2, labels) for (one, labels), (other, _) in zip(plain, mirrored, strict=True)]
+
+
+def read(batches: Batches, name: str) -> Reading:
+    """The figures <name>/…: loss and accuracy as a run logs them, top5 of more than five classes, and ece."""
     import torch
-    from matplotlib.figure import Figure
+    import torch.nn.functional as F
 
-    from swinexp.augment import normalise
-    from swinexp.sheet import spread
-    from swinexp.swin import SwinBlock, attention_maps, received, rollout
+    # Batch by batch and on the device, as in training: another order of adding gives other last bits.
+    loss = sum(F.cross_entropy(logits, labels, reduction="sum") for logits, labels in batches)
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    count, classes = logits.shape
+    correct = (logits.argmax(dim=1) == labels).sum()
+    figures = {f"{name}/loss": float(loss) / count, f"{name}/accuracy": correct.item() / count}
+    if classes > 5:
+        among = (logits.topk(5).indices == labels[:, None]).any(dim=1)
+        figures[f"{name}/top5"] = among.sum().item() / count
+    figures[f"{name}/ece"] = calibration_error(logits.cpu().double().softmax(dim=1), labels.cpu())
+    pairs = (labels * classes + logits.argmax(dim=1)).cpu()
+    return Reading(name, figures, pairs.bincount(minlength=classes**2).view(classes, classes))
 
-    assert dataset.test is not None
-    device = dataset.mean.device
-    chosen = dataset.test[spread(dataset.test.labels, request.images)].to(device)
-    inputs = normalise(chosen.images, dataset.mean, dataset.std)
-    with torch.no_grad():
-        probabilities = model(inputs).softmax(-1).cpu()
-    blocks = {name: block for name, block in model.named_modules() if isinstance(block, SwinBlock)}
-    if request.blocks == "last":  # a later block of a stage takes the place of the one before
-        blocks = dict({name.rpartition(".")[0]: (name, block) for name, block in blocks.items()}.values())
-    columns = {
-        name: received(blocks[name], weights).cpu() for name, weights in attention_maps(model, inputs, blocks).items()
-    }
-    shares = rollout(model, inputs).cpu()
-    columns["rollout"] = shares * shares[0].numel()
-    rows, width = len(chosen.labels), 1 + len(columns)
-    figure = Figure(figsize=(1.7 * width, 1.95 * rows + 0.7), layout="constrained", dpi=110)
-    cells = figure.subplots(rows, width, squeeze=False)
-    for row, (image, label) in enumerate(zip(chosen.images.cpu(), chosen.labels.tolist(), strict=True)):
-        guess = int(probabilities[row].argmax())
-        verdict = f"{dataset.classes[label]} → {dataset.classes[guess]} {100 * probabilities[row, guess]:.0f} %"
-        pixels = image.permute(1, 2, 0).numpy()
-        cells[row, 0].imshow(pixels)
-        cells[row, 0].set_xlabel(verdict, color="black" if guess == label else "firebrick", fontsize=8)
-        for column, (name, maps) in enumerate(columns.items(), start=1):
-            cell, extent = cells[row, column], (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
-            cell.imshow(pixels.mean(axis=2), cmap="gray", alpha=0.6)
-            drawn = cell.imshow(
-                maps[row].numpy(), cmap="magma", alpha=0.65, vmin=0, vmax=float(maps.max()), extent=extent
-            )
-            if row == 0:
-                cell.set_title(name, fontsize=8)
-                drawn_over = cells[:, column].tolist()
-                bar = figure.colorbar(drawn, ax=drawn_over, location="bottom", fraction=0.03, pad=0.01, aspect=14)
-                bar.ax.tick_params(labelsize=6)
-    for cell in cells.flat:
-        cell.set(xticks=[], yticks=[])
-    figure.suptitle("label → prediction; how much a token is attended to, 1 the even share", fontsize=9)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """The expected calibration error (arXiv 1706.04599) of probabilities (N, C), over equally wide bins.
+
+    In each bin of confidence, how far the accuracy is from the mean confidence; then the mean over all images.
+    """
+    import torch
+
+    confidence, guesses = probabilities.max(dim=1)
+    inner = torch.linspace(0, 1, BINS + 1, dtype=confidence.dtype)[1:-1]
+    bins = torch.bucketize(confidence, inner)  # each with its upper edge, without its lower
+    surplus = (guesses == labels).to(confidence.dtype) - confidence
+    return torch.bincount(bins, weights=surplus, minlength=BINS).abs().sum().item() / len(labels)
+
+
+def table(readings: Sequence[Reading], classes: list[str]) -> Table:
+    """The accuracy on each class; of many classes, on those that the first reading is worst at."""
+    from rich.table import Table
+
+    columns = {reading.name: reading.per_class for reading in readings}
+    labels = list(range(len(classes)))
+    if len(classes) > TABLE:
+        worst = [math.inf if value is None else value for value in next(iter(columns.values()))]
+        labels = sorted(labels, key=worst.__getitem__)[:TABLE]
+    drawn = Table()
+    drawn.add_column("accuracy on" if len(classes) <= TABLE else f"accuracy on the worst {TABLE}")
+    for name in columns:
+        drawn.add_column(name, justify="right")
+    for label in labels:
+        values = (column[label] for column in columns.values())
+        drawn.add_row(classes[label], *("no image" if value is None else f"{value:.4f}" for value in values))
+    if len(classes) > TABLE:
+        drawn.add_row(f"… {len(classes) - TABLE} more")
+    return drawn
+
+
+def written(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file of the evaluation, and print where. Raises `Mistake` where that cannot be."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        raise Mistake(f"{path}: cannot be written ({error.strerror}). Make room there, or copy the run") from error
+    print(path)
 
 
 def evaluate_run(request: Request) -> None:
-    """Print the figures, and draw the picture that was asked for."""
+    """Print the figures, write them down, and draw the pictures that were asked for."""
+    from rich.console import Console
+
+    from swinexp.pictures import draw_attention, draw_confusion
     from swinexp.sheet import need_matplotlib
-    from swinexp.train import evaluate
+    from swinexp.track import chip
 
     folder = Path(request.run)
-    if request.pictures:
+    if request.drawn:
         need_matplotlib(f"pictures={request.pictures}")
-    run, model, dataset = restored(folder)
-    for name, split in (("val", dataset.val), ("test", dataset.test)):
-        assert split is not None
-        figures = evaluate(run, model, split.to(dataset.mean.device), dataset, name)
-        line = "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
-        print(f"{line}  ({len(split):,} images)")
-    if request.pictures:
-        path = folder / "pictures" / f"{request.pictures}.png"
-        draw_attention(model, dataset, request, path)
-        print(path)
+    test = {} if request.split is None else {"test": request.split != "val"}
+    run = reloaded(folder, objective="val/accuracy", **test)  # which any run has, tested or not
+    check(
+        run.data.mirror or not request.flips,
+        "flips",
+        request.flips,
+        f"a mirrored image of {run.data.name} is another one (data.mirror=false)",
+        "flips=false",
+    )
+    model, dataset, epoch = restored(run, folder, request.checkpoint)
+    device = dataset.mean.device
+    splits = {} if request.split == "test" else {"val": dataset.val}
+    if dataset.test is not None:
+        splits["test"] = dataset.test
+    readings = []
+    for name, split in splits.items():
+        plain = outputs(run, model, split.to(device), dataset)
+        named = name if request.checkpoint == "last" else f"{request.checkpoint}/{name}"
+        readings.append((name, "", read(plain, named)))
+        if request.flips:
+            mirrored = outputs(run, model, split.to(device), dataset, mirror=True)
+            readings.append((name, "-flips", read(averaged(plain, mirrored), f"flips/{named}")))
+    print(f"{run.name}: checkpoint {request.checkpoint}, after epoch {epoch}, on {chip(device)}")
+    for *_, reading in readings:
+        line = "  ".join(f"{key} {value:.4f}" for key, value in reading.figures.items())
+        print(f"{line}  ({int(reading.confusion.sum()):,} images)")
+    Console().print(table([reading for *_, reading in readings], dataset.classes))
+    about = {"run": run.name, "checkpoint": request.checkpoint, "epoch": epoch, "device_name": chip(device)}
+    for name, flips, reading in readings:
+        stem = folder / "evaluation" / f"{name}-{request.checkpoint}{flips}"
+        written(Path(f"{stem}.json"), partial(reading.write, about=about, classes=dataset.classes))
+        if "confusion" in request.drawn:
+            title = f"{run.name}, {name}{flips.replace('-', ' with ')}, checkpoint {request.checkpoint}"
+            figure = draw_confusion(reading.confusion, dataset.classes, title)
+            written(Path(f"{stem}-confusion.png"), partial(figure.savefig, format="png"))
+        if "attention" in request.drawn and not flips:
+            figure = draw_attention(model, dataset, splits[name], request.images, request.blocks)
+            written(Path(f"{stem}-attention.png"), partial(figure.savefig, format="png"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     with reported(given):
-        evaluate_run(requested(given))
+        evaluate_run(requested(Request, given))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                 figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
                 return figures.get(run.objective, math.nan)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
+                track.data(dataset)
                 if run.wandb.images:
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
                 figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)

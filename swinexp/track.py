@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from swinexp.config import Run
+    from swinexp.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,11 @@ class Tracker:
             metrics["train/lr"],
             f"{metrics['train/images_per_second']:,.0f}",
         )
+
+    def data(self, dataset: Dataset) -> None:
+        """Write down what the network needs to be used without its data: classes, mean and std, to the last bit."""
+        kept = {"classes": dataset.classes, "mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
+        write_text(self.folder.path / "data.json", json.dumps(kept, indent=2) + "\n")
 
     def picture(self, name: str, draw: Callable[[Path], object]) -> None:
         """Draw a picture into the run's folder and show it in W&B, once in the run."""

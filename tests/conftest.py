@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,3 +135,25 @@ def trained(
 
 
 STRONG = ("augmentation=strong", "augmentation.crop=1", "model.drop_path=0.2")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The folder of a finished run with test figures and averaged weights, whose images may be mirrored; tests work on copies of it."""
+    place = tmp_path_factory.mktemp("trained")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SWINEXP_", "HYDRA_"))}
+    changes = ("wandb=disabled", "trainer.epochs=2", "test=true", "trainer.ema=0.9", "data.mirror=true", "name=done")
+    subprocess.run(
+        [sys.executable, "-m", "swinexp.run", *SMALL, *changes],
+        check=True,
+        capture_output=True,
+        cwd=place,
+        env={**env, "SWINEXP_CACHE": str(cache), "PYTHONPATH": str(HERE.parent)},
+    )
+    return place / "outputs" / "runs" / "done"
+
+
+@pytest.fixture
+def finished(trained_folder: Path) -> Path:
+    """A finished run's folder of a test's own: outputs/runs/done."""
+    return Path(shutil.copytree(trained_folder, "outputs/runs/done"))

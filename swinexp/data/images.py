@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 64  # images that a thread does at a time: handing out work costs as much as decoding a small image
 KINDS = {"1": "grey", "L": "grey", "LA": "grey with transparency", "P": "palette"}
+# What Pillow raises over a file that is no image, or one cut short.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +43,7 @@ def read_images(files: Sequence[str], size: int, root: str, on_error: str) -> tu
             with Image.open(files[i]) as image:
                 pixels[i] = square(image, size)
                 kinds[i] = "16-bit" if image.mode.startswith(("I", "F")) else KINDS.get(image.mode, image.mode)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             if on_error == "raise":
                 raise Mistake(
                     f"data.root={root}: {files[i]} is not a readable image ({one_line(error)}). "

@@ -15,9 +15,9 @@ class ScheduleFree(torch.optim.Optimizer):
 
     z takes AdamW's steps, without a mean of the gradients. x is the average of z, each step weighing as the square of
     its lr, and is what is to be evaluated. The model holds y, a share of `betas[0]` of the way from z to x, where
-    gradients are taken and from where weights decay. The bias of the mean square is corrected in the square itself, as in
-    the authors' code; the paper's algorithm has the correction in the lr. x is kept beside z rather than worked out from y and z, so
-    that it has no rounding of its own.
+    gradients are taken and from where weights decay. x is kept beside z rather than worked out from y and z, so that it
+    has no rounding of its own. The bias of the mean square is corrected in the square, as in the authors' later code;
+    the paper's algorithm has the correction in the lr.
 
     Running statistics (BatchNorm's, of patch=p2_conv) are those of y.
     """

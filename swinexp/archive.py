@@ -1,0 +1,95 @@
+"""A run read back from its folder: its config, the weights of a checkpoint, and what its data were like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from swinexp.mistake import Mistake, first_line, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swinexp.config import Run
+    from swinexp.swin import Swin
+
+CHECKPOINTS = ("last", "best", "ema")  # ema: the average of the weights that last.pt holds beside them
+
+T = TypeVar("T")
+
+
+def requested(kind: type[T], arguments: Sequence[str]) -> T:
+    """A command line of KEY=VALUE as the dataclass that a command takes. Raises OmegaConf's errors, and `Mistake`."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(list(arguments)))
+    request = OmegaConf.to_object(cfg)
+    assert isinstance(request, kind)
+    return request
+
+
+def reloaded(folder: Path, **changes: Any) -> Run:
+    """The config of a run, with changes, on the device that it names, or on another where this machine lacks that.
+
+    Raises `Mistake`.
+    """
+    from omegaconf import OmegaConf
+
+    from swinexp.config import typed
+    from swinexp.train import pick_device
+
+    if not (folder / "config.yaml").exists() or not (folder / "checkpoints" / "last.pt").exists():
+        others = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
+        newest = others[-1].parent.parent if others else "FOLDER"
+        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
+    run = typed(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), changes))  # type: ignore[arg-type]
+    try:
+        pick_device(run.trainer)
+    except Mistake:
+        run = replace(run, trainer=replace(run.trainer, device="auto"))
+    return run
+
+
+def weights(folder: Path, checkpoint: str) -> tuple[dict[str, Tensor], int]:
+    """(the network's weights, the epoch after which they were written). Raises `Mistake`."""
+    import torch
+
+    path = folder / "checkpoints" / ("best.pt" if checkpoint == "best" else "last.pt")
+    if not path.exists():
+        raise Mistake(f"checkpoint={checkpoint}: there is no {path}. Type checkpoint=last")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        kept, averaged, epoch = saved["model"], saved.get("ema"), len(saved["history"])
+    except Exception as error:  # a damaged file raises almost anything
+        raise Mistake(f"run={folder}: {path} cannot be read ({first_line(error)}). Train the run again") from error
+    if checkpoint == "ema":
+        if averaged is None:
+            raise Mistake(f"checkpoint=ema: {path} holds no average of the weights. Type checkpoint=last")
+        kept = {**kept, **averaged}  # what cannot be averaged, such as a count, is not in the average
+    return kept, epoch
+
+
+def fill(model: Swin, kept: dict[str, Tensor], folder: Path) -> None:
+    """Give a network the weights of a checkpoint. Raises `Mistake` unless they are its own."""
+    try:
+        model.load_state_dict(kept)
+    except RuntimeError as error:  # its first line only says so
+        problem = one_line(error).partition(": ")[2]
+        raise Mistake(f"run={folder}: its weights do not fit its network ({problem}). Train the run again") from error
+
+
+def kept_data(folder: Path) -> tuple[list[str], Tensor, Tensor] | None:
+    """(classes, mean (3,), std (3,)) that the run's data.json holds, to the last bit; None where there is no whole one.
+
+    Runs from before that file was written have none.
+    """
+    import torch
+
+    try:
+        kept = json.loads((folder / "data.json").read_text())
+        return [str(name) for name in kept["classes"]], torch.tensor(kept["mean"]), torch.tensor(kept["std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from swinexp.archive import fill, reloaded, weights
+from swinexp.mistake import Mistake
+from swinexp.train import build_model
+
+
+def test_a_run_comes_back_on_a_device_that_is_there(finished: Path) -> None:
+    assert reloaded(finished).trainer.device == "cpu"
+    assert reloaded(finished, seed=5).seed == 5
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["trainer"]["device"] = "cuda:99"
+    (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    assert reloaded(finished).trainer.device == "auto"
+
+
+def test_weights_fit_or_are_refused(finished: Path) -> None:
+    kept, epoch = weights(finished, "last")
+    assert epoch == 2
+    model = build_model(reloaded(finished), 10)
+    fill(model, kept, finished)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    last = finished / "checkpoints" / "last.pt"
+    saved = torch.load(last, weights_only=True)
+    assert torch.equal(weights(finished, "ema")[0]["head.weight"], saved["ema"]["head.weight"])
+    torch.save({**saved, "ema": {"head.bias": torch.ones(10)}}, last)  # a count is not averaged
+    averaged, _ = weights(finished, "ema")
+    assert torch.equal(averaged["head.bias"], torch.ones(10))
+    assert torch.equal(averaged["head.weight"], kept["head.weight"])
+    with pytest.raises(
+        Mistake, match=r"^run=outputs/runs/done: its weights do not fit its network \(size mismatch.*\)\. Train"
+    ):
+        fill(build_model(reloaded(finished), 9), kept, finished)

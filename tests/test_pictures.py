@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swinexp.pictures import draw_confusion
+
+
+@pytest.mark.parametrize(
+    ("classes", "counted", "named"), [(2, True, True), (20, True, True), (21, False, True), (101, False, False)]
+)
+def test_a_confusion_matrix_says_what_it_has_room_for(classes: int, counted: bool, named: bool) -> None:
+    confusion = torch.diag(torch.full((classes,), 1000))
+    confusion[1, 0] = 3
+    names = [f"${k} has a name that is too long" for k in range(classes)]
+    axes = draw_confusion(confusion, names, "title").axes[0]
+    counts = [text.get_text() for text in axes.texts]
+    assert counts == (["1,000", "3"] + ["1,000"] * (classes - 1) if counted else [])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert ("$1 has a name that …" in labels) is named
+    assert len(labels) == classes if named else len(labels) < 20
+
+
+def test_only_long_names_are_turned() -> None:
+    for names, angle in ((["6", "9"], 0), (["six", "9"], 90)):
+        axes = draw_confusion(torch.eye(2), names, "title").axes[0]
+        assert {label.get_rotation() for label in axes.get_xticklabels()} == {angle}
+
+
+def test_colours_are_shares_of_the_label() -> None:
+    confusion = torch.tensor([[3, 1], [0, 0]])
+    figure = draw_confusion(confusion, ["a", "b"], "a title of many words " * 5)
+    assert figure.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
+    assert figure.get_suptitle().splitlines()[-1] == "3 of 4 images on the diagonal"
+    assert len(figure.get_suptitle().splitlines()) > 2
