@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import swinexp.run  # registers the resolvers that conf/ uses  # noqa: F401
 from swinexp import CONF, HERE
 from swinexp.config import Run, typed
 from swinexp.swin import Attention, Block, Model, Patch, Swin, Window
+from swinexp.track import ConsoleHandler
 from swinexp.train import prepare, train
 
 # A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
@@ -46,7 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _isolated(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SWINEXP_", "HYDRA_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SWINEXP_CACHE", str(cache))
@@ -54,6 +56,11 @@ def _isolated(
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
     monkeypatch.chdir(tmp_path)
+    yield
+    for handler in logging.getLogger().handlers[:]:  # what a run within the test has set up
+        if isinstance(handler, ConsoleHandler) or type(handler) is logging.FileHandler:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
 
 def config(*overrides: str) -> DictConfig:

@@ -88,7 +88,7 @@ def test_mirroring_belongs_to_the_data() -> None:
     [
         (
             ["+optimizer.momentum=0.5"],
-            "optimizer.momentum=0.5: no such key; .* Type optimizer=muon optimizer.momentum=0.5",
+            "optimizer.momentum=0.5: no such key; .* Type optimizer=sgd optimizer.momentum=0.5",
         ),
         (["++trainer.epohcs=7"], "trainer.epohcs=7: no such key; trainer has epochs, .* Type trainer.epochs=7"),
         (["trainer.epochs=abc"], "trainer.epochs=abc: a whole number is needed"),
@@ -124,7 +124,7 @@ def test_mirroring_belongs_to_the_data() -> None:
             ["data=cinic10", "data.on_error=ignore"],
             "data.on_error=ignore: one of raise, skip. Type data.on_error=raise",
         ),
-        (["data=cinic10", "+data.val_fraction=0.1"], "data.val_fraction=0.1: no such key; .* Type data=cifar10 "),
+        (["data=cinic10", "+data.val_fraction=0.1"], "data.val_fraction=0.1: no such key; .* Type data=digits "),
         (["data=image_folder"], r"data.root=\?\?\?: it has no default and must be given. Type data.root=VALUE"),
         (["~window"], "window=.*it has no default and must be given; there are w2, .* Type window=w2"),
     ],
