@@ -128,11 +128,13 @@ def named(optimizer: str) -> tuple[str, str]:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_never_waits_for_the_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import swinexp.augment.operations as operations
+    import swinexp.augment.spatial as spatial
 
     def as_a_gpu(chosen: torch.Tensor, change: Any, images: torch.Tensor, *arguments: Any, **_: Any) -> torch.Tensor:
         return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
 
-    monkeypatch.setattr(operations, "where", as_a_gpu)
+    for module in (operations, spatial):
+        monkeypatch.setattr(module, "where", as_a_gpu)
     run = small_run(*STRONG, *named(optimizer), "trainer.ema=0.9", "trainer.accumulate=2")
     model, dataset = prepare(run)
     state = build_state(run, model, STEPS)
