@@ -38,8 +38,8 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
     import torch
     from matplotlib.figure import Figure
 
-    from swinexp.augment import augment, mirrored_in_turn
-    from swinexp.train import derive
+    from swinexp.augment import mirrored_in_turn
+    from swinexp.train import augmented, derive
 
     device, classes = dataset.mean.device, dataset.classes
     chosen = dataset.train[spread(dataset.train.labels, IMAGES)].to(device)
@@ -55,9 +55,7 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
         if run.augmentation.flip_in_turn:
             mirrored = mirrored_in_turn(rows, view, generator.manual_seed(derive(run.seed, "flip")))
         generator.manual_seed(derive(run.seed, "sheet", view))
-        pixels, weights = augment(
-            run.augmentation, chosen.images, chosen.labels, len(classes), dataset.mean, dataset.std, generator, mirrored
-        )
+        pixels, weights = augmented(run, dataset, chosen, generator, mirrored)
         pixels = (pixels * dataset.std[:, None, None] + dataset.mean[:, None, None]).clamp(0, 1).cpu()
         for row, (image, weight) in enumerate(zip(pixels, weights.cpu(), strict=True)):
             cells[row, view + 1].imshow(image.permute(1, 2, 0).numpy())

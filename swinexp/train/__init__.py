@@ -5,7 +5,7 @@ same CPU, equal to the last bit to one that was not.
 """
 
 from swinexp.train.devices import autocast, derive, deterministic, pick_device
-from swinexp.train.loop import compile_model, evaluate, predictions, summarise, train, train_epoch
+from swinexp.train.loop import augmented, compile_model, evaluate, predictions, summarise, train, train_epoch
 from swinexp.train.options import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
 from swinexp.train.setup import as_the_network_sees, build_model, prepare, steps_per_epoch
 from swinexp.train.signals import Asked, Interrupted
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Trainer",
     "as_the_network_sees",
+    "augmented",
     "autocast",
     "build_model",
     "build_state",

@@ -120,16 +120,7 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = No
     for batch, flips in zip(batches, mirrored[start:steps], strict=True):
         # Reseeded for every step, so that a resumed step is the same step.
         generator.manual_seed(derive(run.seed, "augmentation", state.step))
-        images, labels = augment(
-            run.augmentation,
-            batch.images,
-            batch.labels,
-            len(dataset.classes),
-            dataset.mean,
-            dataset.std,
-            generator,
-            flips,
-        )
+        images, labels = augmented(run, dataset, batch, generator, flips)
         generator.manual_seed(derive(run.seed, "drop path", state.step))
         factors = state.model.draw_drop_path(batch_size, generator)
         # The lr belongs to the end of the step: the first step moves, the last one is at the schedule's end.
@@ -145,6 +136,14 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = No
         torch.cuda.synchronize(device)
     state.seconds += time.perf_counter() - began
     return number
+
+
+def augmented(
+    run: Run, dataset: Dataset, batch: Split, generator: Generator, mirrored: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A batch as the network is trained on it: images (B, 3, S, S) and label weights (B, K); see `augment`."""
+    mean, std, classes = dataset.mean, dataset.std, len(dataset.classes)
+    return augment(run.augmentation, batch.images, batch.labels, classes, mean, std, generator, mirrored)
 
 
 def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None, index: int) -> None:
@@ -305,16 +304,8 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
     generator = Generator(device).manual_seed(0)
     batch = next(iter(dataset.train.each([torch.arange(trainer.batch_size, device=dataset.train.labels.device)])))
-    pixels, labels = augment(
-        run.augmentation,
-        batch.images,
-        batch.labels,
-        len(dataset.classes),
-        dataset.mean,
-        dataset.std,
-        generator,
-        torch.zeros(trainer.batch_size, dtype=torch.bool, device=device),
-    )
+    mirrored = torch.zeros(trainer.batch_size, dtype=torch.bool, device=device)
+    pixels, labels = augmented(run, dataset, batch, generator, mirrored)
     state.forward.train()
     gradients(run, state, pixels, labels, state.model.draw_drop_path(trainer.batch_size, generator))
     state.optimizer.zero_grad(set_to_none=True)
