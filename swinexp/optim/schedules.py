@@ -174,10 +174,10 @@ class Restarts(Schedule):
         super().__post_init__()
         check_final(self.final)
         check(
-            self.warmup_epochs < self.cycle_epochs < math.inf,
+            max(self.warmup_epochs, 1) <= self.cycle_epochs < math.inf and self.warmup_epochs < self.cycle_epochs,
             "schedule.cycle_epochs",
             self.cycle_epochs,
-            f"a cycle is longer than its warm-up, schedule.warmup_epochs={self.warmup_epochs:g}",
+            f"at least 1 epoch, and more than the warm-up (schedule.warmup_epochs={self.warmup_epochs:g})",
             f"schedule.cycle_epochs={5 * self.warmup_epochs or 10:g}",
         )
         check(
