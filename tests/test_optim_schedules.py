@@ -107,6 +107,7 @@ def test_every_schedule_stays_between_nothing_and_the_peak(name: str) -> None:
             lambda: Restarts("restarts", 10, 0.1, 10, 1, False),
             "schedule.cycle_epochs=10: .* schedule.warmup_epochs=10. Type schedule.cycle_epochs=50",
         ),
+        (lambda: Restarts("restarts", 0, 0.1, 1e-17, 1, False), "schedule.cycle_epochs=1e-17: at least 1 epoch"),
         (lambda: Restarts("restarts", 0, 0.1, 10, 0.5, False), "schedule.cycle_factor=0.5: at least 1"),
     ],
 )

@@ -177,7 +177,7 @@ class Restarts(Schedule):
             max(self.warmup_epochs, 1) <= self.cycle_epochs < math.inf and self.warmup_epochs < self.cycle_epochs,
             "schedule.cycle_epochs",
             self.cycle_epochs,
-            f"at least 1 epoch, and more than the warm-up (schedule.warmup_epochs={self.warmup_epochs:g})",
+            f"at least 1 epoch, and longer than the warm-up, schedule.warmup_epochs={self.warmup_epochs:g}",
             f"schedule.cycle_epochs={5 * self.warmup_epochs or 10:g}",
         )
         check(
