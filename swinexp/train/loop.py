@@ -311,7 +311,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     state.optimizer.zero_grad(set_to_none=True)
     for name, value in state.model.named_buffers():
         value.copy_(running[name])
-    next(predictions(run, state.model, dataset.val, dataset))
+    next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
