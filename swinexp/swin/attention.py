@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinexp.swin.cpu import ATTENTION_PART, Linear, attend, by_hand, in_parts
+from swinexp.swin.cpu import Linear, attend, by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
@@ -100,8 +100,7 @@ class WindowAttention(nn.Module):
         if by_hand(x) and self.attention.similarity == "dot" and self.attention.position_bias != "none":
             bias = self.score_bias(mask)
             assert bias is not None
-            bias = bias.contiguous()
-            return in_parts(lambda part: self.proj(attend(self.qkv(part), bias, self.heads)), x, ATTENTION_PART)
+            return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))

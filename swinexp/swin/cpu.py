@@ -6,7 +6,6 @@ brings is in docs/performance.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Values of its input to work on at a time: a stage without gradients, so that what is made of them stays in cache,
-STAGE_PART = 2**18
-# and attention with gradients: what is larger comes from the system as fresh pages at every step.
-ATTENTION_PART = 2**20
+# Without gradients: values of a stage's input to work on at a time, so that what is made of them stays in cache.
+PART = 2**20
 # oneDNN's product, as compiled models have it on a CPU; an eager torch takes BLAS.
 LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
@@ -25,13 +22,6 @@ LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 def by_hand(x: Tensor) -> bool:
     """Whether to take the ways of this module."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-
-
-def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
-    """function(x), computed for as many images at a time as have `size` values; (B, …) -> (B, …)"""
-    if not by_hand(x) or x.numel() <= size:
-        return function(x)
-    return torch.cat([function(part) for part in x.split(max(1, size // x[0].numel()))])
 
 
 class Linear(nn.Linear):

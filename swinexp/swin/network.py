@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from swinexp.swin.attention import WindowAttention
-from swinexp.swin.cpu import STAGE_PART, Linear, in_parts
+from swinexp.swin.cpu import PART, Linear, by_hand
 from swinexp.swin.embedding import PatchEmbedding, PatchMerging
 from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_scale
 from swinexp.swin.options import Attention, Block, Model, Patch, Window
@@ -105,7 +105,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage; `factors` (blocks, 2, B, 1, 1) of drop path"""
-        return self.part(x, factors) if torch.is_grad_enabled() else in_parts(self.part, x, STAGE_PART)
+        if by_hand(x) and not torch.is_grad_enabled() and x.numel() > PART:
+            return torch.cat([self.part(part) for part in x.split(max(1, PART // x[0].numel()))])
+        return self.part(x, factors)
 
     def part(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """`forward`, for some images of a batch"""
