@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +81,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write all of a text file or none of it."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_archive(path: Path) -> None:
+    """Compare the checksums that `torch.save` writes, for torch does not. Raises almost anything for a damaged file."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 class Folder:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from swinexp.data.splits import Split
-from swinexp.folder import TEMPORARY, write_atomically
+from swinexp.folder import TEMPORARY, check_archive, write_atomically
 from swinexp.mistake import first_line
 
 log = logging.getLogger(__name__)
@@ -64,10 +63,7 @@ def _read(path: Path) -> Decoded | None:
     if not path.exists():
         return None
     try:
-        # torch writes a zip file with checksums, and does not look at them when it maps it.
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} is wrong")
+        check_archive(path)
         saved = torch.load(path, mmap=True, weights_only=True)
         return Decoded(saved["classes"], Split(saved["images"], saved["labels"]), saved["remarks"])
     except Exception as error:  # a damaged file raises almost anything

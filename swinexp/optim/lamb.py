@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from swinexp.optim.moving import moving
+
 
 class Lamb(torch.optim.Optimizer):
     """Every group has `lr`, `weight_decay`, `betas` and `eps`, and counts its steps.
@@ -21,15 +23,9 @@ class Lamb(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # the training loop has no closure
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters, gradients, means, squares = moving(self, group, mean=torch.zeros_like, square=torch.zeros_like)
             if not parameters:
                 continue
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p].update(mean=torch.zeros_like(p), square=torch.zeros_like(p))
-            gradients = [p.grad for p in parameters]
-            means = [self.state[p]["mean"] for p in parameters]
-            squares = [self.state[p]["square"] for p in parameters]
             first, second = group["betas"]
             group["steps"] += 1
             torch._foreach_lerp_(means, gradients, 1 - first)

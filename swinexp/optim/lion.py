@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from swinexp.optim.moving import moving
+
 
 class Lion(torch.optim.Optimizer):
     """Every group has `lr`, `weight_decay` and `betas`; the first weighs the step, the second the memory.
@@ -20,14 +22,9 @@ class Lion(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # the training loop has no closure
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters, gradients, means = moving(self, group, mean=torch.zeros_like)
             if not parameters:
                 continue
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p]["mean"] = torch.zeros_like(p)
-            gradients = [p.grad for p in parameters]
-            means = [self.state[p]["mean"] for p in parameters]
             near, far = group["betas"]
             moves = torch._foreach_lerp(means, gradients, 1 - near)
             torch._foreach_sign_(moves)

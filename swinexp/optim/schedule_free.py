@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinexp.optim.moving import moving
+
 
 class ScheduleFree(torch.optim.Optimizer):
     """Every group has `lr`, `weight_decay`, `betas` and `eps`, counts its steps and sums the squares of its lrs.
@@ -29,14 +31,11 @@ class ScheduleFree(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # the training loop has no closure
         """Move every parameter that has a gradient. An lr of 0 at the very start leaves them where they are."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters, gradients, z, x, squares = moving(
+                self, group, z=torch.clone, x=torch.clone, square=torch.zeros_like
+            )
             if not parameters:
                 continue
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p].update(z=p.clone(), x=p.clone(), square=torch.zeros_like(p))
-            gradients = [p.grad for p in parameters]
-            z, x, squares = ([self.state[p][name] for p in parameters] for name in ("z", "x", "square"))
             share, second = group["betas"]
             lr = group["lr"]
             group["steps"] += 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from swinexp.folder import TEMPORARY, write_atomically
+from swinexp.folder import TEMPORARY, check_archive, write_atomically
 from swinexp.mistake import Mistake, first_line
 from swinexp.train.options import MOST
 
@@ -66,9 +65,7 @@ def link(path: Path, other: Path) -> None:
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
     """What a checkpoint holds. Raises almost anything for a damaged file, and ValueError for another version's."""
-    with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} is wrong")
+    check_archive(path)
     saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if saved["version"] != VERSION:
         raise ValueError(f"its version is {saved['version']}, this is {VERSION}")

@@ -227,7 +227,7 @@ def clip(run: Run, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def _close_epoch(run: Run, state: State, dataset: Dataset, asked: Asked) -> bool:
     """Judge the epoch and write it into the history; False when a signal came before that was done."""
-    state.gathered(run)  # a network that has diverged need not be judged
+    losses, norms = state.gathered(run)  # first: a network that has diverged need not be judged
     began = time.perf_counter()
     try:
         evaluation = _judge(run, state, dataset.val, dataset, "val", asked if size() == 1 else None)
@@ -236,7 +236,7 @@ def _close_epoch(run: Run, state: State, dataset: Dataset, asked: Asked) -> bool
     evaluation["val/seconds"] = time.perf_counter() - began  # its figures have waited for the device
     judged = len(dataset.val) * (1 if state.ema is None else 2)
     evaluation["val/images_per_second"] = judged / evaluation["val/seconds"]
-    state.close_epoch(run, evaluation)
+    state.close_epoch(run, evaluation, losses, norms)
     return True
 
 
@@ -331,11 +331,11 @@ def summarise(history: Sequence[Metrics]) -> dict[str, float]:
     """
     best = _best_epoch(history)
     last = history[-1]
-    averaged = {key: value for key, value in last.items() if key.startswith("ema/")}
+    ema = {key: value for key, value in last.items() if key.startswith("ema/")}
     return {
         "val/accuracy": last["val/accuracy"],
         "val/loss": last["val/loss"],
-        **averaged,
+        **ema,
         "train/loss": last["train/loss"],
         **{key: statistics.median(m[key] for m in history[1:] or history) for key in SPEEDS},
         "best/epoch": best,

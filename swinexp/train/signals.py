@@ -15,6 +15,7 @@ from swinexp.ranks import size
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAVING = signal.SIGUSR1  # what Slurm is asked to send before it takes a job's node away
+ORDER: tuple[int, ...] = (0, SAVING, *STOPPING)  # of several, the last is followed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,30 +62,18 @@ class Asked:
 
     def now(self) -> int:
         """The signal to follow after this step, 0 for none: one that stops before one that saves."""
-        mine = max(self.received, key=lambda number: (number in STOPPING, number), default=0)
+        mine = max(self.received, key=ORDER.index, default=0)
         if self._group is None:
             return mine
         heard = 0
         if self._said is not None:
             work, told = self._said
             work.wait()
-            heard = _number(int(told.item()))
-        told = torch.tensor(_order(mine))
+            heard = ORDER[int(told.item())]
+        told = torch.tensor(ORDER.index(mine))
         self._said = dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True), told
         return heard
 
     def forget(self, number: int) -> None:
         """It has been followed."""
         self.received[:] = [each for each in self.received if each != number]
-
-
-# As numbers of which the largest is the one to follow.
-_ORDER = (0, SAVING, *STOPPING)
-
-
-def _order(number: int) -> int:
-    return _ORDER.index(number)
-
-
-def _number(order: int) -> int:
-    return int(_ORDER[order])

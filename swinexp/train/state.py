@@ -54,9 +54,8 @@ class State:
         """Optimizer steps of an epoch."""
         return len(self.losses)
 
-    def close_epoch(self, run: Run, evaluation: Metrics) -> None:
-        """Turn what the epoch gathered into its metrics, and start on the next. Raises `Diverged`."""
-        losses, norms = self.gathered(run)
+    def close_epoch(self, run: Run, evaluation: Metrics, losses: Tensor, norms: Tensor) -> None:
+        """Turn what was `gathered` of an epoch into its metrics, and start on the next. Raises `Diverged`."""
         skipped = ~losses.isfinite()
         if not math.isfinite(evaluation["val/loss"]):
             raise Diverged(self._divergence(run, self.steps - 1, norms))
@@ -123,8 +122,7 @@ class State:
 
     def restore(self, path: Path) -> None:
         """Go back to a checkpoint, to the one before where that is damaged. Raises `Mistake` when none can be read."""
-        device = self.losses.device
-        checkpoint.restore(path, device, self._load)
+        checkpoint.restore(path, self.losses.device, self._load)
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
