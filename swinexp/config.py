@@ -26,7 +26,7 @@ class Run:
 
     name: str
     seed: int
-    objective: str
+    objective: Any  # a key of summary.json, or a list of them for a sweep with several objectives
     test: bool
     model: Model
     window: Window
@@ -43,21 +43,23 @@ class Run:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³-1", "seed=0")
         allowed = OBJECTIVES + EMA_OBJECTIVES + TEST_OBJECTIVES
-        one_of("objective", self.objective, allowed)
-        check(
-            self.test or self.objective not in TEST_OBJECTIVES,
-            "objective",
-            self.objective,
-            "the test set is read only with test=true, and choosing by it is not fair",
-            "objective=val/accuracy",
-        )
-        check(
-            self.trainer.ema > 0 or self.objective not in EMA_OBJECTIVES,
-            "objective",
-            self.objective,
-            "there is no moving average of the weights (trainer.ema=0)",
-            "trainer.ema=0.999",
-        )
+        check(bool(self.objectives), "objective", self.objective, "nothing to optimize", "objective=val/accuracy")
+        for objective in self.objectives:
+            one_of("objective", objective, allowed)
+            check(
+                self.test or objective not in TEST_OBJECTIVES,
+                "objective",
+                objective,
+                "the test set is read only with test=true, and choosing by it is not fair",
+                "objective=val/accuracy",
+            )
+            check(
+                self.trainer.ema > 0 or objective not in EMA_OBJECTIVES,
+                "objective",
+                objective,
+                "there is no moving average of the weights (trainer.ema=0)",
+                "trainer.ema=0.999",
+            )
         check(
             isinstance(self.schedule, Constant) or not isinstance(self.optimizer, ScheduleFree),
             "schedule.name",
@@ -66,6 +68,11 @@ class Run:
             "schedule=constant",
         )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
+
+    @property
+    def objectives(self) -> list[str]:
+        """The keys of summary.json that a sweeper optimizes."""
+        return [*map(str, self.objective)] if isinstance(self.objective, list) else [str(self.objective)]
 
 
 def typed(cfg: DictConfig) -> Run:

@@ -12,11 +12,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -28,13 +28,20 @@ from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, folder_name, remove_empty, run_name
 from swinexp.mistake import Ended, Mistake, explain
 from swinexp.ranks import lost_another, rank
+from swinexp.sweep import Pruned, current_trial
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
 
 OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(list(overrides)), replace=True)
 # Cached under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
 OmegaConf.register_new_resolver(
-    "swinexp.sweep_name", lambda overrides: folder_name(run_name(list(overrides))), use_cache=True, replace=True
+    "swinexp.sweep_name",
+    lambda study, overrides: folder_name(study or run_name(list(overrides))),
+    use_cache=True,
+    replace=True,
 )
 OmegaConf.register_new_resolver("swinexp.folder_name", folder_name, replace=True)
 for _sweep in sorted(SWEEPS.glob("*.yaml")):
@@ -42,8 +49,8 @@ for _sweep in sorted(SWEEPS.glob("*.yaml")):
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Train what `cfg` describes, or go on where that was interrupted; returns the objective."""
+def main(cfg: DictConfig) -> float | list[float]:
+    """Train what `cfg` describes, or go on where that was interrupted; returns the objective, or all of them."""
     job = HydraConfig.get()
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     try:
@@ -51,16 +58,17 @@ def main(cfg: DictConfig) -> float:
     except Mistake as mistake:
         if group is None and not _full_error:
             _end(str(mistake), 2)  # before Hydra adds a line of its own
-        print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
+        if current_trial().number is None:  # whose study tells it
+            print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
         raise
 
 
-def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float:
+def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float | list[float]:
     from swinexp.config import typed
     from swinexp.describe import count
     from swinexp.sheet import draw_sheet, need_matplotlib
     from swinexp.track import Tracker, print_summary
-    from swinexp.train import prepare, steps_per_epoch, train
+    from swinexp.train import prepare, steps_per_epoch, summarise, train
 
     try:
         run = typed(cfg)
@@ -70,7 +78,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         remove_empty(path)  # Hydra made it
         raise
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    folder = Folder(path)
+    folder, trial = Folder(path), current_trial()
     with folder if rank() == 0 else nullcontext():
         folder.check(config)
         summary = folder.summary
@@ -79,19 +87,37 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         else:
             model, dataset = prepare(run, resuming=folder.checkpoint.exists())
             facts = asdict(count(model, run.data.image_size)[""])
+            trial.check(facts)
             steps = steps_per_epoch(run, dataset)
             if rank() > 0:  # which writes nothing
                 figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
-                return figures.get(run.objective, math.nan)
+                return _values(run, figures)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
+                trial.began(track.id)
                 track.data(dataset)
                 if run.wandb.images:
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
-                figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
-                summary = track.finish(figures)
-        print_summary(summary, path)
-        value = summary[run.objective]
-        return math.nan if value is None else value
+
+                def watch(epoch: int, metrics: Mapping[str, float]) -> None:
+                    track.epoch(epoch, metrics)
+                    trial.epoch(epoch, metrics)
+
+                try:
+                    figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)
+                    summary = track.finish(figures)
+                except Pruned:
+                    summary = track.finish(summarise(track.history), pruned=True)
+        if trial.number is None:
+            print_summary(summary, path)
+        if summary.get("pruned"):
+            raise Pruned
+        return _values(run, summary)
+
+
+def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
+    """What a sweep is told: the objective, or a list of them."""
+    values = [math.nan if (value := summary.get(key)) is None else value for key in run.objectives]
+    return values if len(values) > 1 else values[0]
 
 
 def compose(overrides: list[str]) -> DictConfig:

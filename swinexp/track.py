@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from swinexp import HERE, __version__
 from swinexp.folder import Folder, write_atomically, write_text
 from swinexp.mistake import check, one_line
+from swinexp.sweep import current_trial
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,8 @@ class Tracker:
     ) -> None:
         self.run, self.folder, self.config, self.overrides = run, folder, config, overrides
         self.facts, self.group, self.steps = facts, group, steps
+        self.trial = current_trial()
+        self.state = "running"
         self.environment = about(run)  # once: the code may change while the run goes on
         self.history: list[dict[str, float]] = []
         self.wandb: Any = None
@@ -124,6 +127,10 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_bar()
+        if error is not None:
+            self.state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if self.wandb is not None:
+            self._try_wandb(lambda: self.wandb.summary.update({"state": self.state}))
         if self.wandb is not None:
             self._try_wandb(lambda: self.wandb.finish(exit_code=0 if error is None else 1))
 
@@ -188,10 +195,16 @@ class Tracker:
             speed=f"{(step - first) * self.run.trainer.batch_size / (now - began):,.0f}" if now > began else "…",
         )
 
-    def finish(self, figures: Mapping[str, float]) -> dict[str, Any]:
-        """Close a run that has come to its end; returns what summary.json holds."""
+    @property
+    def id(self) -> str | None:
+        """What W&B calls the run, where it has it."""
+        return None if self.wandb is None else str(self.wandb.id)
+
+    def finish(self, figures: Mapping[str, float], pruned: bool = False) -> dict[str, Any]:
+        """Close a run that has come to its end, or that its study has ended; returns what summary.json holds."""
         self._stop_bar()
-        summary = {**finite(figures), **self.facts, **self.environment}
+        self.state = "pruned" if pruned else "complete"
+        summary = {**finite(figures), **self.facts, **self.environment, **({"pruned": True} if pruned else {})}
         if self.wandb is not None:
             self._try_wandb(lambda: self.wandb.summary.update(dict(figures)))
         if self.wandb is not None:
@@ -205,7 +218,7 @@ class Tracker:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console()
-        if not console.is_terminal:
+        if not console.is_terminal or self.trial.number is not None:  # the console is the sweep's
             return
         columns = (
             TextColumn("epoch {task.fields[epoch]}" + f"/{self.run.trainer.epochs}"),
@@ -271,9 +284,9 @@ class Tracker:
                 project=self.run.wandb.project,
                 name=self.run.name,
                 group=self.group,
-                job_type="train",
+                job_type="train" if self.trial.number is None else "trial",
                 tags=self.run.wandb.tags,
-                config={**self.config, "environment": self.environment},
+                config={**self.config, "environment": self.environment, **self._sweep()},
                 dir="outputs",
                 id=known or secrets.token_hex(4),
                 resume="allow" if known else None,
@@ -289,6 +302,11 @@ class Tracker:
         except Exception as error:  # W&B is never the reason that training stops
             log.warning("W&B could not start %s (%s)", mode, one_line(error))
             return None
+
+    def _sweep(self) -> dict[str, Any]:
+        if self.trial.number is None:
+            return {}
+        return {"sweep": {"study": self.trial.study, "trial": self.trial.number}}
 
     def _describe_wandb(self) -> None:
         # Summaries are the last values, as in summary.json; the best epoch's stand beside them as best/*.

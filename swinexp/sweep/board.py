@@ -1,0 +1,235 @@
+"""What the terminal shows of a study: a live table, or in a log one line for each finished trial."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from swinexp.sweep.space import text
+from swinexp.sweep.study import FORBIDDEN, FROM, Study, counts, epochs, error
+
+EVERY = 0.5  # seconds between two looks at the study
+LATEST = 6  # finished trials that the table shows
+
+
+class Board:
+    """Shows a study while a `with` block lasts, as often as `look` is called. `objectives` name its values."""
+
+    def __init__(self, study: Study, objectives: Sequence[str], console: Console | None = None) -> None:
+        self.study, self.objectives = study, list(objectives)
+        self.console = console or Console()
+        self.looked = 0.0
+        self.began = time.monotonic()
+        self.live: Live | None = None
+        self.told = {t.number for t in study.trials if t.state.is_finished()}
+        self.before = sum(counts(t) for t in study.trials if t.state.is_finished())
+
+    def __enter__(self) -> Board:
+        where = os.path.relpath(self.study.folder)
+        more = f", {self.before} trials done before" if self.before else ""
+        self.console.print(
+            f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}", highlight=False, soft_wrap=True
+        )
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+        self.look(now=True)
+
+    def look(self, now: bool = False) -> None:
+        """Show what is new, unless it was looked a moment ago."""
+        if not now and time.monotonic() - self.looked < EVERY:
+            return
+        trials = self.study.trials
+        if self.live is not None:
+            self.live.update(self._table(trials), refresh=True)
+        else:
+            for trial in trials:
+                if trial.state.is_finished() and trial.number not in self.told and FROM not in trial.user_attrs:
+                    self.told.add(trial.number)
+                    self.console.print(self._line(trial, trials), highlight=False, soft_wrap=True)
+        self.looked = time.monotonic()
+
+    def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
+        parts = [f"trial {trial.number}", f"{state(trial):9}", shown_values(trial)]
+        leader = best(self.study, trials)
+        if leader is not None and len(self.objectives) == 1:
+            parts.append(
+                "best so far"
+                if leader.number == trial.number
+                else f"(best {shown_values(leader)}, trial {leader.number})"
+            )
+        parts += [shown_params(trial.params), _seconds(trial)]
+        if trial.state == TrialState.FAIL:
+            parts.append(error(trial)["line"])
+        return "  ".join(part for part in parts if part)
+
+    def _table(self, trials: Sequence[FrozenTrial]) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column, justify in (
+            ("trial", "right"),
+            ("", "left"),
+            (", ".join(self.objectives), "right"),
+            ("epoch", "right"),
+            ("", "left"),
+        ):
+            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        finished = sorted(
+            (t for t in trials if t.state.is_finished() and FROM not in t.user_attrs and t.datetime_complete),
+            key=lambda t: t.datetime_complete or 0,
+        )
+        leader = best(self.study, trials)
+        for trial in [*finished[-LATEST:], *(t for t in trials if t.state == TrialState.RUNNING)]:
+            style = "bold green" if leader is not None and trial.number == leader.number else None
+            if trial.state in (TrialState.PRUNED, TrialState.FAIL):
+                style = "dim" if trial.state == TrialState.PRUNED else "red"
+            last = max(trial.intermediate_values, default=None)
+            value = shown_values(trial) or ("" if last is None else f"{trial.intermediate_values[last]:.4g}")
+            table.add_row(
+                str(trial.number),
+                state(trial),
+                value,
+                "" if last is None else str(last),
+                shown_params(trial.params),
+                style=style,
+            )
+        return Group(table, Text(self.headline(trials), style="bold"))
+
+    def headline(self, trials: Sequence[FrozenTrial]) -> str:
+        """Counts, the best, and the time that is left, on one line."""
+        said = tally(trials)
+        done = sum(counts(t) for t in trials if t.state.is_finished())
+        line = f"{done}/{self.study.wanted}: " + ", ".join(
+            f"{number} {name}" for name, number in said.items() if number
+        )
+        leader = best(self.study, trials)
+        if leader is not None and len(self.objectives) == 1:
+            line += f"; best {shown_values(leader)} (trial {leader.number})"
+        here = done - self.before
+        if here and done < self.study.wanted:
+            left = (time.monotonic() - self.began) / here * (self.study.wanted - done)
+            line += f"; {shown_time(left)} left"
+        return line
+
+
+def tally(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """How many there are of each state, copied ones apart."""
+    own = [state(trial) for trial in trials if FROM not in trial.user_attrs]
+    return {name: own.count(name) for name in ("running", "complete", "pruned", "failed", "forbidden", "queued")}
+
+
+def state(trial: FrozenTrial) -> str:
+    """What we call a trial's state."""
+    if FORBIDDEN in trial.user_attrs:
+        return "forbidden"
+    names = {TrialState.FAIL: "failed", TrialState.WAITING: "queued"}
+    return names.get(trial.state, trial.state.name.lower())
+
+
+def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best complete trial of a study with one objective; of several, the first of those that none is better than."""
+    found = front(study, trials)
+    return found[0] if found else None
+
+
+def front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials that no other one is better than in every objective; of one objective, the best alone."""
+    own = [
+        t
+        for t in trials
+        if t.state == TrialState.COMPLETE and counts(t) and all(excess <= 0 for excess in t.constraints.values())
+    ]
+    signs = [-1 if direction.name == "MAXIMIZE" else 1 for direction in study.optuna.directions]
+
+    def costs(trial: FrozenTrial) -> list[float]:
+        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+
+    if len(signs) == 1:
+        return [min(own, key=lambda trial: (costs(trial), trial.number))] if own else []
+
+    def beaten(mine: Sequence[float]) -> bool:
+        return any(
+            all(a <= b for a, b in zip(costs(other), mine, strict=True)) and costs(other) != mine for other in own
+        )
+
+    return sorted((t for t in own if not beaten(costs(t))), key=costs)
+
+
+def shown_values(trial: FrozenTrial) -> str:
+    """The values of a trial, as far as it has any."""
+    return ", ".join(f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}" for value in trial.values or [])
+
+
+def shown_params(params: Mapping[str, Any]) -> str:
+    """The point of a trial, with numbers to three digits."""
+    return " ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={text(value)}" for key, value in params.items()
+    )
+
+
+def _seconds(trial: FrozenTrial) -> str:
+    return "" if trial.duration is None else shown_time(trial.duration.total_seconds())
+
+
+def shown_time(seconds: float) -> str:
+    """A duration: 14 s, 3 min 20 s, 5 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def print_end(study: Study, objectives: Sequence[str], why: str, console: Console | None = None) -> None:
+    """What came of it: counts, the best and how to run it again, failures, and where to look."""
+    console = console or Console()
+    trials = study.trials
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    counted = ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
+    say(
+        f"study {study.name}: {counted or 'no trials'}; {epochs(trials)} epochs in all" + (f"; {why}" if why else ""),
+        "bold",
+    )
+    failures: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            failures.setdefault(error(trial)["kind"], []).append(trial)
+    for kind, failed in failures.items():
+        numbers = ", ".join(str(trial.number) for trial in failed[:10]) + (", …" if len(failed) > 10 else "")
+        say(f"{kind}: trial{'s' if len(failed) > 1 else ''} {numbers}; first: {error(failed[0])['line']}")
+    leaders = front(study, trials)
+    named = ", ".join(objectives)
+    for trial in leaders[:10]:
+        spread = _spread(trial)
+        say(
+            f"{'best' if len(leaders) == 1 else 'on the front'}: {named} {shown_values(trial)}{spread}, trial {trial.number}: {shown_params(trial.params)}"
+        )
+
+
+def _spread(trial: FrozenTrial) -> str:
+    seeds = trial.user_attrs.get("seeds")
+    if not seeds or isinstance(seeds[0], list):
+        return ""
+    mean = sum(seeds) / len(seeds)
+    deviation = (sum((value - mean) ** 2 for value in seeds) / max(1, len(seeds) - 1)) ** 0.5
+    return f" ± {deviation:.2g} over {len(seeds)} seeds"

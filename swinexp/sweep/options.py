@@ -1,0 +1,101 @@
+"""The keys of `hydra.sweeper`; their values live in conf/hydra/sweeper/, with a comment each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from swinexp.mistake import Mistake, check, explain, one_of, shown
+
+TERMINATORS = ("regret", "stagnation")
+DIRECTIONS = ("minimize", "maximize")
+WHERE = "hydra.sweeper"
+
+
+@dataclass
+class Conditional:
+    """Parameters that only exist where others have certain values."""
+
+    when: dict[str, Any]
+    params: dict[str, Any]
+
+
+@dataclass
+class Options:
+    """How a study is searched. All of it may change when a study goes on, but the space and the directions."""
+
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+    params: dict[str, Any] | None
+    conditional: list[Conditional]
+    custom_search_space: str | None
+    n_trials: int | None
+    n_jobs: int
+    per_gpu: int
+    direction: Any
+    storage: str | None
+    study_name: str | None
+    enqueue: list[dict[str, Any]]
+    warm_start: str | None
+    constraints: list[str]
+    seeds: int
+    top_k: int
+    top_seeds: int
+    timeout: float | None
+    max_epochs_total: int | None
+    terminator: str | None
+    max_consecutive_failures: int
+    max_failure_rate: float | None
+    max_interruptions: int
+    heartbeat: float
+    grace: float
+    allow_space_change: bool
+    dry_run: int
+
+    def __post_init__(self) -> None:
+        at_least = {"n_jobs": 1, "per_gpu": 1, "seeds": 1, "top_k": 0, "top_seeds": 1, "dry_run": 0}
+        at_least |= {"max_consecutive_failures": 1, "max_interruptions": 1}
+        if self.n_trials is not None:
+            at_least["n_trials"] = 1
+        if self.max_epochs_total is not None:
+            at_least["max_epochs_total"] = 1
+        for key, least in at_least.items():
+            self._check(getattr(self, key) >= least, key, f"at least {least}", max(least, 1))
+        for key, example in (("timeout", 3600), ("heartbeat", 30), ("grace", 180)):
+            value = getattr(self, key)
+            self._check(value is None or value > 0, key, "seconds, more than 0", example)
+        self._check(self.grace >= 2 * self.heartbeat, "grace", "at least twice the heartbeat", 3 * self.heartbeat)
+        rate = self.max_failure_rate
+        self._check(rate is None or 0 <= rate <= 1, "max_failure_rate", "a share in [0, 1]", 0.5)
+        if self.terminator is not None:
+            one_of(f"{WHERE}.terminator", self.terminator, TERMINATORS)
+        for direction in self.directions or []:
+            one_of(f"{WHERE}.direction", str(direction).lower(), DIRECTIONS)
+        self._check(not self.top_k or self.top_seeds > self.seeds, "top_seeds", "more than seeds", self.seeds + 2)
+
+    def _check(self, condition: bool, key: str, allowed: str, example: object) -> None:
+        check(condition, f"{WHERE}.{key}", getattr(self, key), allowed, f"{WHERE}.{key}={example}")
+
+    @property
+    def directions(self) -> list[str] | None:
+        """As they were given, one for each objective."""
+        given = [self.direction] if isinstance(self.direction, str) else self.direction
+        return None if given is None else [str(direction).lower() for direction in given]
+
+
+def options(given: dict[str, Any]) -> Options:
+    """The options that Hydra hands over, with their types checked. Raises `Mistake`."""
+    cfg = OmegaConf.create({key: value for key, value in given.items()})
+    assert isinstance(cfg, DictConfig)
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), cfg))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key)
+        value = OmegaConf.select(cfg, key, default="…") if key else "…"
+        line = explain(error, [f"{key}={shown(value)}"]) or str(error)
+        raise Mistake(f"{WHERE}.{line}".replace(f"example {key}", f"example {WHERE}.{key}")) from error
+    assert isinstance(found, Options)
+    return found

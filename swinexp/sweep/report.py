@@ -1,0 +1,247 @@
+"""What a sweep leaves behind: results.csv, best.yaml, report.html and its pictures."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from swinexp import CONF
+from swinexp.folder import write_atomically, write_text
+from swinexp.mistake import first_line
+from swinexp.sweep.board import best, front, shown_params, shown_time, shown_values, state, tally
+from swinexp.sweep.space import text
+from swinexp.sweep.study import ERROR, FROM, Study, epochs, error
+from swinexp.sweep.worker import trial_folder
+
+log = logging.getLogger(__name__)
+
+
+def write_report(study: Study, objectives: Sequence[str]) -> list[str]:
+    """Write what there is to say of a study into its folder; returns the names of the files."""
+    trials = [trial for trial in study.trials if FROM not in trial.user_attrs]
+    files = ["results.csv"]
+    _write_csv(study, trials, objectives)
+    leader = best(study, trials)
+    if leader is not None and _write_best(study, leader):
+        files.append("best.yaml")
+    if any(trial.state == TrialState.COMPLETE for trial in trials):
+        from optuna import visualization
+
+        plots = _plots(study, trials, objectives)
+        _write_html(study, trials, objectives, _drawn(visualization, study, plots))
+        files.append("report.html")
+        if _write_pngs(study, plots, objectives):
+            files.append("plots/*.png")
+    return files
+
+
+def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> None:
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error"])
+    for trial in trials:
+        values = trial.values or [""] * len(objectives)
+        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
+        params = [text(trial.params[key]) if key in trial.params else "" for key in keys]
+        folder = trial_folder(study.folder, trial.number, study.options.seeds)
+        writer.writerow(
+            [
+                trial.number,
+                state(trial),
+                *values,
+                *params,
+                epochs([trial]),
+                seconds,
+                folder if folder.is_dir() else "",
+                trial.user_attrs.get("wandb", ""),
+                error(trial)["line"] if ERROR in trial.user_attrs else "",
+            ]
+        )
+    write_text(study.folder / "results.csv", rows.getvalue())
+
+
+def _write_best(study: Study, leader: FrozenTrial) -> bool:
+    """The best trial's whole config, as one that Hydra composes a run from."""
+    kept = trial_folder(study.folder, leader.number, study.options.seeds) / "config.yaml"
+    if not kept.exists():  # another application's
+        return False
+    config = yaml.safe_load(kept.read_text())
+    config["name"] = f"best-of-{study.name}"[:120]
+    ours = yaml.safe_load((CONF / "config.yaml").read_text())
+    overrides = [each for each in ours["defaults"] if isinstance(each, dict) and "override" in next(iter(each))]
+    whole = {"defaults": ["_self_", *overrides], **config, "hydra": ours["hydra"]}
+    place = os.path.relpath(study.folder)
+    head = (
+        f"# The best trial of study {study.name}: trial {leader.number}, {shown_values(leader)}. To run it again:\n"
+        f"#   python -m swinexp.run --config-dir {place} --config-name best\n"
+    )
+    write_text(study.folder / "best.yaml", head + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+    return True
+
+
+def _plots(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """{title: (the name of Optuna's function, its arguments)}, as far as there are enough trials for each."""
+    several = sum(trial.state == TrialState.COMPLETE for trial in trials) > 1
+    if len(objectives) == 1:
+        name = {"target_name": objectives[0]}
+        wanted = {"History": ("plot_optimization_history", name)}
+        if any(trial.intermediate_values for trial in trials):
+            wanted["Curves"] = ("plot_intermediate_values", {})
+        if several:
+            wanted["Importance"] = ("plot_param_importances", name)
+            wanted["Slices"] = ("plot_slice", name)
+            wanted["Parallel coordinates"] = ("plot_parallel_coordinate", name)
+        return wanted
+    front: dict[str, tuple[str, Any]] = {}
+    if len(objectives) in (2, 3):
+        front["Pareto front"] = ("plot_pareto_front", {"target_names": list(objectives)})
+    for index, objective in enumerate(objectives if several else []):
+
+        def target(trial: FrozenTrial, index: int = index) -> float:
+            return trial.values[index]
+
+        of = {"target": target, "target_name": objective}
+        front[f"Importance for {objective}"] = ("plot_param_importances", of)
+        front[f"Parallel coordinates, {objective}"] = ("plot_parallel_coordinate", of)
+    return front
+
+
+def _drawn(library: Any, study: Study, plots: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """{title: what one of Optuna's two libraries of plots draws}."""
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for title, (function, arguments) in plots.items():
+            try:
+                found[title] = getattr(library, function)(study.optuna, **arguments)
+            except Exception as problem:  # too few trials, or all the same
+                log.info("no picture '%s': %s", title, first_line(problem))
+    return found
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.note { color: #57606a; margin-top: 0; } .wide { overflow-x: auto; max-height: 34rem; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4; }
+th { position: sticky; top: 0; background: #f6f8fa; cursor: pointer; } td.left, th.left { text-align: left; }
+tr.best td { background: #dafbe1; } tr.pruned td { color: #8c959f; } tr.failed td { color: #cf222e; }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
+"""
+SORT = """
+document.querySelectorAll('th').forEach((th, i) => th.onclick = () => {
+  const body = th.closest('table').tBodies[0], up = th.dataset.up = th.dataset.up === '1' ? '' : '1';
+  const value = row => { const t = row.cells[i].textContent.replace(/,/g, ''); return t === '' || isNaN(t) ? t : +t; };
+  [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
+    if (x === '' || y === '') return x === '' ? 1 : -1;
+    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1); }).forEach(row => body.append(row));
+});
+"""
+
+
+def _write_html(
+    study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], pictures: dict[str, Any]
+) -> None:
+    from plotly.offline import get_plotlyjs
+
+    say = html.escape
+    leaders = front(study, trials)
+    counted = ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
+    spent = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
+    sections = []
+    for leader in leaders[:1]:
+        place = os.path.relpath(study.folder)
+        sections.append(
+            f"<h2>{'Best' if len(objectives) == 1 else 'One of the front'}</h2>"
+            f"<p>Trial {leader.number}: {say(', '.join(objectives))} {say(shown_values(leader))} with "
+            f"{say(shown_params(leader.params))}</p>"
+            f"<pre>python -m swinexp.run --config-dir {say(place)} --config-name best</pre>"
+        )
+    for title, figure in pictures.items():
+        figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
+        if title == "Curves":
+            figure.update_layout(showlegend=False, yaxis_title=objectives[0], xaxis_title="epoch")
+        sections.append(f"<h2>{say(title)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=False))
+    directions = ", ".join(
+        f"{name} ({way.name.lower()})" for name, way in zip(objectives, study.optuna.directions, strict=True)
+    )
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{say(study.name)}</title>
+<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<h1>{say(study.name)}</h1>
+<p class="note">{say(directions)} · {say(counted)} · {epochs(trials)} epochs, {shown_time(spent)} of training in all</p>
+{"".join(sections)}
+<h2>Trials</h2><div class="wide">{_table(study, trials, objectives, {t.number for t in leaders})}</div>
+<h2>What was varied</h2><pre>{say(chr(10).join(f"{key}: {value}" for key, value in study.space.described().items()))}</pre>
+<script>{SORT}</script></body></html>
+"""
+    write_text(study.folder / "report.html", page)
+
+
+def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], leaders: set[int]) -> str:
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    say = html.escape
+    heads = ["trial", "state", *objectives, *keys, "epochs", "seconds", "run"]
+    rows = []
+    for trial in trials:
+        folder = trial_folder(study.folder, trial.number, study.options.seeds)
+        link = os.path.relpath(folder, study.folder)
+        values = [f"{value:.6g}" for value in trial.values or [None] * 0] or [""] * len(objectives)
+        params = [_number(trial.params[key]) if key in trial.params else "" for key in keys]
+        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
+        cells = [str(trial.number), state(trial), *values, *params, str(epochs([trial])), seconds]
+        run = f'<a href="{say(link)}/">{say(link)}</a>' if folder.is_dir() else ""
+        if ERROR in trial.user_attrs:
+            run += f" {say(error(trial)['kind'])}: {say(error(trial)['line'])}"
+        kind = "best" if trial.number in leaders else state(trial)
+        rows.append(
+            f'<tr class="{kind}">'
+            + "".join(f"<td>{say(cell)}</td>" for cell in cells)
+            + f'<td class="left">{run}</td></tr>'
+        )
+    head = "".join(f"<th>{say(name)}</th>" for name in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
+def _write_pngs(study: Study, plots: Mapping[str, tuple[str, Any]], objectives: Sequence[str]) -> list[Path]:
+    """The same pictures for slides and papers; matplotlib is an extra, and without it there are none."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as library
+
+    written = []
+    for title, axes in _drawn(library, study, plots).items():
+        figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
+        if title == "Curves":
+            figure.axes[0].set(ylabel=objectives[0], xlabel="epoch", title="")
+            if (legend := figure.axes[0].get_legend()) is not None:
+                legend.remove()
+        name = "".join(letter if letter.isalnum() else "_" for letter in title.lower())
+        path = study.folder / "plots" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(
+            path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+        )
+        written.append(path)
+        pyplot.close(figure)
+    return written

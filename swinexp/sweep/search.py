@@ -1,0 +1,154 @@
+"""What proposes points and what ends trials early: Optuna's samplers and pruners, by the names of our config groups."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+
+from swinexp.mistake import Mistake, check, first_line
+from swinexp.sweep.options import Options
+from swinexp.sweep.space import Point, Space
+
+SAMPLERS = {
+    "tpe": "TPESampler",
+    "gp": "GPSampler",
+    "cmaes": "CmaEsSampler",
+    "nsgaii": "NSGAIISampler",
+    "nsgaiii": "NSGAIIISampler",
+    "qmc": "QMCSampler",
+    "random": "RandomSampler",
+}
+EVERY_POINT = ("grid", "brute_force")  # which need no sampler: their points wait in the study's queue
+PRUNERS = {
+    "none": "NopPruner",
+    "asha": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "patient": "PatientPruner",
+    "threshold": "ThresholdPruner",
+    "wilcoxon": "WilcoxonPruner",
+}
+SAMPLER, PRUNER = "hydra/sweeper/sampler", "hydra/sweeper/pruner"
+
+
+def build_sampler(options: Options, space: Space, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler that proposes trial `number`.
+
+    Each trial has one with a seed of its own, so that it proposes the same whichever worker asks, but for a
+    quasi-random sequence, which is one sequence.
+    """
+    given = {key: value for key, value in options.sampler.items() if value is not None}
+    name, base = given.pop("name"), given.pop("seed", seed)
+    if name in EVERY_POINT:
+        return optuna.samplers.RandomSampler(base)
+    if name == "tpe" and space.conditional:
+        given.setdefault("group", True)
+    if name == "qmc":
+        given["warn_asynchronous_seeding"] = False
+    if name in ("qmc", "cmaes", "gp"):
+        given["warn_independent_sampling"] = False
+    given["seed"] = base if name == "qmc" else _derived(base, number)
+    return _built(SAMPLER, "samplers", SAMPLERS, name, given)
+
+
+def build_pruner(options: Options) -> optuna.pruners.BasePruner:
+    """The pruner of a study."""
+    given = {key: value for key, value in options.pruner.items() if value is not None}
+    name = given.pop("name")
+    if name == "patient":
+        wrapped = given.pop("wrapped", None)
+        given["wrapped_pruner"] = None if wrapped is None else _built(PRUNER, "pruners", PRUNERS, wrapped, {})
+    return _built(PRUNER, "pruners", PRUNERS, name, given)
+
+
+def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
+    check(name in names, group, name, f"one of {', '.join(names)}", f"{group}={next(iter(names))}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some of them are experimental
+        try:
+            return getattr(getattr(optuna, module), names[name])(**given)
+        except (TypeError, ValueError) as error:
+            raise Mistake(
+                f"{group}={name}: {first_line(error)} Type other values for {group.replace('/', '.')}.*"
+            ) from None
+
+
+def _derived(seed: int, number: int) -> int:
+    digest = hashlib.blake2b(repr((seed, number)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def every_point(options: Options, space: Space, seed: int) -> list[Point] | None:
+    """The points of a sampler that takes all of them, in its order; None for another. Raises `Mistake`."""
+    name = options.sampler["name"]
+    if name not in EVERY_POINT:
+        return None
+    check(
+        name == "brute_force" or not space.conditional,
+        SAMPLER,
+        name,
+        "a grid has no conditional parameters",
+        f"{SAMPLER}=brute_force",
+    )
+    points = space.points()
+    if name == "brute_force":
+        random.Random(options.sampler.get("seed") or seed).shuffle(points)
+    return points
+
+
+def check_search(options: Options, space: Space, directions: list[str], curves: bool) -> None:
+    """Raise `Mistake` when sampler or pruner cannot do what is asked. `curves`: the objective has a value each epoch."""
+    name, pruner = options.sampler["name"], options.pruner["name"]
+    several = len(directions) > 1
+    numbers = [p for p in space.parameters.values() if not isinstance(p.distribution, CategoricalDistribution)]
+    check(
+        name != "cmaes" or not several,
+        SAMPLER,
+        name,
+        f"it takes one objective, not {len(directions)}",
+        f"{SAMPLER}=tpe",
+    )
+    check(
+        name != "cmaes" or len(numbers) > 1,
+        SAMPLER,
+        name,
+        f"it needs two numbers to vary at least, and here there are {len(numbers)}",
+        f"{SAMPLER}=tpe",
+    )
+    check(
+        pruner == "none" or not several,
+        PRUNER,
+        pruner,
+        f"nothing is pruned with several objectives ({len(directions)})",
+        f"{PRUNER}=none",
+    )
+    check(
+        pruner in ("none", "wilcoxon") or curves,
+        PRUNER,
+        pruner,
+        "the objective has no value before the end of a run, so there is nothing to prune by",
+        f"{PRUNER}=none, or objective=val/accuracy",
+    )
+    check(
+        pruner != "wilcoxon" or options.seeds > 2,
+        PRUNER,
+        pruner,
+        f"it compares seeds, and hydra.sweeper.seeds={options.seeds}",
+        "hydra.sweeper.seeds=5, or hydra/sweeper/pruner=median",
+    )
+    check(
+        options.terminator is None or not several,
+        "hydra.sweeper.terminator",
+        options.terminator,
+        f"it takes one objective, not {len(directions)}",
+        "hydra.sweeper.terminator=null",
+    )
+    build_sampler(options, space, 0, 0)
+    build_pruner(options)

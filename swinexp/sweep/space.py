@@ -1,0 +1,290 @@
+"""What a sweep varies: overrides as Hydra's grammar has them, as parameters that Optuna can suggest."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import BaseTrial
+
+from swinexp.mistake import Mistake, check, shown
+from swinexp.sweep.options import WHERE, Conditional
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key and what is tried for it. A value that is no number, word, boolean or null is the text that one types."""
+
+    key: str
+    distribution: BaseDistribution
+    typed: str  # as it was given
+
+    def suggest(self, trial: BaseTrial) -> Any:
+        """The value of a trial, drawn by the study's sampler where the trial has none yet."""
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return trial.suggest_categorical(self.key, choices)
+            case FloatDistribution() as d:
+                return trial.suggest_float(self.key, d.low, d.high, step=d.step, log=d.log)
+            case IntDistribution() as d:
+                return trial.suggest_int(self.key, d.low, d.high, step=d.step, log=d.log)
+        raise AssertionError(self.distribution)
+
+    def override(self, value: Any) -> str:
+        """What one types for a value."""
+        return f"{self.key}={text(value)}"
+
+    def values(self) -> list[Any]:
+        """All values. Raises `Mistake` for an interval, which has no end of them."""
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return list(choices)
+            case IntDistribution(log=False) as d:
+                return list(range(d.low, d.high + 1, d.step))
+            case FloatDistribution(step=step) as d if step is not None:
+                return [d.low + i * step for i in range(math.floor((d.high - d.low) / step + 1e-9) + 1)]
+        raise Mistake(
+            f"{self.key}={self.typed}: an interval has no grid. Type values ({self.key}=a,b,c), range(low,high,step), "
+            f"or {WHERE}/sampler=qmc, which fills intervals evenly".replace("hydra.sweeper/", "hydra/sweeper/")
+        )
+
+    def extremes(self) -> list[Any]:
+        """The values that show whether the run takes them: all choices, or both ends."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return list(self.distribution.choices)
+        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
+        return [self.distribution.low, self.distribution.high]
+
+    def known(self, value: Any) -> Any:
+        """A value that somebody typed, as this parameter has it. Raises `Mistake` when it is none of its values."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            for choice in self.distribution.choices:
+                if text(choice) == text(value):
+                    return choice
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            number = float(value) if isinstance(self.distribution, FloatDistribution) else value
+            if self.distribution._contains(number):
+                return number
+        raise Mistake(
+            f"{WHERE}.enqueue: {self.key}={shown(value)} is not one of {self.typed}. Type one that is, or widen it"
+        )
+
+
+@dataclass
+class Space:
+    """`fixed` are the overrides that every job has, `parameters` always there, `conditional` only sometimes."""
+
+    fixed: list[str]
+    parameters: dict[str, Parameter]
+    conditional: list[tuple[dict[str, list[str]], dict[str, Parameter]]] = field(default_factory=list)
+
+    def suggest(self, trial: BaseTrial) -> Point:
+        """The point of a trial."""
+        point: Point = {}
+        for parameter in self._reached(point):
+            point[parameter.key] = parameter.suggest(trial)
+        return point
+
+    def _reached(self, point: Point) -> Iterator[Parameter]:
+        """The parameters that there are, each as soon as `point` holds the ones before it."""
+        yield from self.parameters.values()
+        for when, parameters in self.conditional:
+            if all(key in point and text(point[key]) in values for key, values in when.items()):
+                yield from (parameter for parameter in parameters.values() if parameter.key not in point)
+
+    def all(self) -> Iterator[Parameter]:
+        """Every parameter, those that are conditional once for each condition."""
+        yield from self.parameters.values()
+        yield from itertools.chain.from_iterable(parameters.values() for _, parameters in self.conditional)
+
+    def points(self) -> list[Point]:
+        """Every combination, the last parameter fastest. Raises `Mistake` where there is no end of them."""
+        found: list[Point] = []
+
+        def extend(point: Point) -> None:
+            following = next((p for p in self._reached(point) if p.key not in point), None)
+            if following is None:
+                found.append(point)
+                return
+            for value in following.values():
+                extend({**point, following.key: value})
+
+        extend({})
+        return found
+
+    def corners(self) -> Iterator[tuple[str, Point]]:
+        """(a key, a point that has one of its extremes), for every parameter and every extreme."""
+        cases: list[tuple[Point, Parameter]] = [({}, parameter) for parameter in self.parameters.values()]
+        for when, parameters in self.conditional:
+            known = {parameter.key: parameter for parameter in self.all()}
+            there = {key: known[key].known(yaml.safe_load(values[0])) for key, values in when.items()}
+            cases += [(there, parameter) for parameter in parameters.values()]
+        for there, parameter in cases:
+            for value in parameter.extremes():
+                point: Point = {}
+                fixed = {**there, parameter.key: value}
+                for each in self._reached(point):
+                    point[each.key] = fixed.get(each.key, each.extremes()[0])
+                yield parameter.key, point
+
+    def overrides(self, point: Point) -> list[str]:
+        """The overrides of a job: the fixed ones, then those of its point."""
+        return [*self.fixed, *(f"{key}={text(value)}" for key, value in point.items())]
+
+    def check(self, point: Mapping[str, Any]) -> Point:
+        """A point that somebody typed. Raises `Mistake` when it is not in the space."""
+        known: Point = {}
+        by_key: dict[str, list[Parameter]] = {}
+        for parameter in self.all():
+            by_key.setdefault(parameter.key, []).append(parameter)
+        for key, value in point.items():
+            check(
+                key in by_key,
+                f"{WHERE}.enqueue",
+                key,
+                f"not varied; {', '.join(by_key)} are",
+                f"{next(iter(by_key), '…')}=…",
+            )
+            for parameter in by_key[key]:
+                try:
+                    known[key] = parameter.known(value)
+                    break
+                except Mistake:
+                    if parameter is by_key[key][-1]:
+                        raise
+        return known
+
+    def described(self) -> dict[str, str]:
+        """{key: what is tried}, as it was typed, conditions included; what is compared when a study goes on."""
+        said = {parameter.key: parameter.typed for parameter in self.parameters.values()}
+        for when, parameters in self.conditional:
+            condition = ",".join(f"{key}={'|'.join(values)}" for key, values in when.items())
+            said |= {f"{parameter.key} when {condition}": parameter.typed for parameter in parameters.values()}
+        return said
+
+
+def text(value: Any) -> str:
+    """A value as one types it in an override."""
+    if isinstance(value, float):
+        return repr(float(f"{value:.12g}"))  # 0.3, not 0.30000000000000004
+    return shown(value)
+
+
+def build_space(
+    params: Mapping[str, Any] | None,
+    arguments: Sequence[str],
+    conditional: Iterable[Conditional] = (),
+    options: Callable[[str], Sequence[str]] = lambda group: (),
+) -> Space:
+    """The space of `hydra.sweeper.params`, of the command line, which comes first, and of `hydra.sweeper.conditional`.
+
+    `options` are the options of a config group. Raises `Mistake`, and Hydra's errors for what is no override.
+    """
+    parser = OverridesParser.create()
+    typed = [f"{key}={text(value)}" for key, value in (params or {}).items()]
+    overrides = {o.get_key_element(): o for o in parser.parse_overrides([*typed, *arguments])}  # the last one holds
+    space = Space(fixed=[], parameters={})
+    for key, override in overrides.items():
+        if override.is_sweep_override():
+            space.parameters[key] = _parameter(key, override, options)
+        else:
+            space.fixed.append(override.input_line or f"{key}={override.get_value_element_as_str()}")
+    for each in conditional:
+        parameters = {}
+        for override in parser.parse_overrides([f"{key}={text(value)}" for key, value in each.params.items()]):
+            key = override.get_key_element()
+            check(override.is_sweep_override(), key, text(each.params[key]), "one value varies nothing", f"{key}=a,b")
+            parameters[key] = _parameter(key, override, options)
+        known = {parameter.key: parameter for parameter in space.all()}
+        when = {}
+        for key, values in each.when.items():
+            check(
+                key in known,
+                f"{WHERE}.conditional",
+                f"{{when: {{{key}: {shown(values)}}}}}",
+                f"{key} is not varied before; {', '.join(known) or 'nothing'} is",
+                f"{key}=a,b beside it",
+            )
+            when[key] = [text(value) for value in (values if isinstance(values, list | tuple) else [values])]
+            for value in when[key]:
+                possible = known[key].distribution
+                check(
+                    not isinstance(possible, CategoricalDistribution) or value in map(text, possible.choices),
+                    f"{WHERE}.conditional",
+                    f"{{when: {{{key}: {value}}}}}",
+                    f"never so: {key} is one of {known[key].typed}",
+                    f"{key}: {text(known[key].extremes()[0])}",
+                )
+        space.conditional.append((when, parameters))
+    return space
+
+
+def _parameter(key: str, override: Override, options: Callable[[str], Sequence[str]]) -> Parameter:
+    value = override.value()
+    typed = str(override.input_line).partition("=")[2].strip()
+    key = key.lstrip("+") if options(key.lstrip("+")) else key
+
+    def bad(problem: str, instead: str) -> Mistake:
+        return Mistake(f"{key}={typed}: {problem}. Type {key}={instead}")
+
+    if isinstance(value, IntervalSweep):
+        return Parameter(key, _interval(value, bad), typed)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        return Parameter(key, _range(value, bad), typed)
+    choices = [_choice(each) for each in override.sweep_iterator()]
+    if not choices:
+        raise bad("there is nothing to choose from", "a,b,c")
+    twice = next((choice for choice in choices if choices.count(choice) > 1), None)
+    if twice is not None and len({text(choice) for choice in choices}) < len(choices):
+        raise bad(f"{text(twice)} is there twice", ",".join(dict.fromkeys(map(text, choices))))
+    known = options(key)
+    for choice in choices if known else ():
+        if choice is not None and choice not in known:
+            raise Mistake(f"{key}={choice}: no such option; there are {', '.join(known)}. Type {key}={known[0]}")
+    return Parameter(key, CategoricalDistribution(choices), typed)
+
+
+def _choice(value: Any) -> Any:
+    """What Optuna can keep of a choice: plain values as they are, else the text that one types."""
+    if isinstance(value, QuotedString):
+        return value.with_quotes()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return Override._get_value_element_as_str(value)
+
+
+def _interval(value: IntervalSweep, bad: Callable[[str, str], Mistake]) -> BaseDistribution:
+    low, high = value.start, value.end
+    assert low is not None
+    assert high is not None
+    log, whole = "log" in value.tags, "int" in value.tags
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise bad("an interval goes from a number up to a larger one", "interval(0.1,1)")
+    if log and low <= 0:
+        raise bad("a logarithmic interval begins above 0", f"tag(log,interval({high / 1000:g},{high:g}))")
+    if whole:
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _range(value: RangeSweep, bad: Callable[[str, str], Mistake]) -> BaseDistribution:
+    """Both ends included, as Hydra's own Optuna plugin has it."""
+    low, high, step = value.start, value.stop, value.step
+    assert low is not None
+    assert high is not None
+    if "log" in value.tags:
+        raise bad("a range has even steps; log is for intervals", f"tag(log,interval({low:g},{high:g}))")
+    if not low < high or step <= 0:
+        raise bad("a range goes up, in steps above 0", "range(1,5)")
+    if all(isinstance(number, int) for number in (low, high, step)):
+        return IntDistribution(int(low), int(high), step=int(step))
+    return FloatDistribution(float(low), float(high), step=float(step))

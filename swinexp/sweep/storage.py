@@ -1,0 +1,138 @@
+"""Where a study is kept: a SQLite file, a journal file, a server; and the lock under which its trials are handed out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+from swinexp.mistake import Mistake, one_line
+
+PATIENCE = 60  # seconds that a busy SQLite file is waited for
+
+
+def url_of(storage: str | None, folder: Path) -> str:
+    """The address of a study: `sqlite` and `journal` are files in the sweep's folder."""
+    named = {None: "sqlite", "sqlite": "sqlite", "journal": "journal"}.get(storage)
+    if named == "sqlite":
+        return f"sqlite:///{folder / 'study.db'}"
+    if named == "journal":
+        return f"journal:///{folder / 'study.journal'}"
+    assert storage is not None
+    if "://" not in storage:
+        raise Mistake(
+            f"hydra.sweeper.storage={storage}: one of sqlite, journal, sqlite:///FILE, journal:///FILE, postgresql://… "
+            f"is needed. Type hydra.sweeper.storage=sqlite:///{storage}"
+        )
+    return storage
+
+
+class _Lock:
+    """Of a journal: the system lets go of it when its holder dies, so it is never stale.
+
+    A line that a kill has cut would make all that follows it unreadable: who takes the lock cuts it off.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.handle = -1
+
+    def acquire(self) -> bool:
+        self.handle = os.open(self.journal.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self.handle, fcntl.LOCK_EX)
+        with self.journal.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            for begin in range(end - 1, -1, -1):
+                file.seek(begin)
+                if file.read(1) == b"\n":
+                    break
+            else:
+                begin = -1
+            if begin + 1 < end:
+                file.truncate(begin + 1)
+        return True
+
+    def release(self) -> None:
+        os.close(self.handle)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Raises `Mistake` when it cannot be read and written."""
+    try:
+        if url.startswith("journal:///"):
+            return JournalStorage(_journal(Path(url.removeprefix("journal:///"))))
+        arguments: dict[str, Any] = {}
+        if url.startswith("sqlite:"):
+            Path(url.partition(":///")[2]).parent.mkdir(parents=True, exist_ok=True)
+            arguments = {"connect_args": {"timeout": PATIENCE}}
+        storage = RDBStorage(url, engine_kwargs=arguments)
+    except Exception as error:  # each engine has its own kinds
+        raise _unusable(url, error) from error
+    if url.startswith("sqlite:"):
+        _relax(storage)
+    from optuna.storages import get_storage
+
+    return get_storage(storage)
+
+
+def _relax(storage: RDBStorage) -> None:
+    """Let SQLite wait for the disk at a checkpoint of its log, not at every write: only a power cut can tell."""
+    from sqlalchemy import event
+
+    @event.listens_for(storage.engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # connections of before
+
+
+def _journal(path: Path) -> BaseJournalBackend:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock: Any = _Lock(path)
+    return JournalFileBackend(str(path), lock_obj=lock)
+
+
+def _unusable(url: str, error: Exception) -> Mistake:
+    origin = getattr(error, "orig", None) or error
+    return Mistake(
+        f"hydra.sweeper.storage={shown_url(url)}: cannot be used ({one_line(origin, 160)}). "
+        "Give another one, or move what is there out of the way"
+    )
+
+
+def shown_url(url: str) -> str:
+    """Without the password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at and "://" in head else url
+
+
+@contextmanager
+def checked(url: str) -> Iterator[None]:
+    """What an engine says of a file that is damaged or cannot be written becomes a `Mistake`."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except (DBAPIError, OSError) as error:
+        raise _unusable(url, error) from error
+    except ValueError as error:
+        if not url.startswith("journal:"):
+            raise
+        raise _unusable(url, error) from error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a study's lock, which every worker on the same disk takes to count, to ask and to mark a trial as its own."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,331 @@
+"""A study and its trials: who may take which, what becomes of those whose worker died, and when there is enough.
+
+A trial that is interrupted goes back to the queue as it is, with its number, its point and its folder, and so with its
+checkpoint. All that decides who runs what happens under one lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from swinexp.mistake import Mistake
+from swinexp.sweep.options import Options
+from swinexp.sweep.search import build_pruner, build_sampler, every_point
+from swinexp.sweep.space import Space
+from swinexp.sweep.storage import alone, checked, open_storage
+
+log = logging.getLogger(__name__)
+
+# Attributes of a trial. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
+# that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from.
+WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
+FORBIDDEN = "forbidden"
+N_TRIALS = 20  # when the search has no end of its own
+BEGAN = "SWINEXP_BEGAN"  # the variable that tells a worker when its command began
+MOST_FORBIDDEN = 1000  # in a row, after which there is probably nothing that is allowed
+
+
+class Nothing(Exception):
+    """No trial is free now, but one may be: those that run may lose their worker."""
+
+
+class Enough(Exception):
+    """No trial is to be begun. The message says why; it is empty when all are done. `failed`: because of failures."""
+
+    def __init__(self, why: str = "", failed: bool = False) -> None:
+        super().__init__(why)
+        self.failed = failed
+
+
+class Study:
+    """An Optuna study in its folder. `began` is when the command began that this process works for."""
+
+    def __init__(
+        self, name: str, folder: Path, url: str, directions: Sequence[str], options: Options, space: Space, seed: int
+    ) -> None:
+        self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
+        self.began = float(os.environ.get(BEGAN, time.time()))
+        self.every = every_point(options, space, seed)
+        self._beats: dict[int, tuple[int, float]] = {}
+        with self.alone():  # of two first ones on a new file, one would fail
+            storage = open_storage(url)
+            with checked(url):
+                try:
+                    self.optuna = optuna.create_study(
+                        storage=storage,
+                        study_name=name,
+                        directions=list(directions),
+                        load_if_exists=True,
+                        pruner=build_pruner(options),
+                        sampler=build_sampler(options, space, seed, 0),
+                    )
+                except ValueError as error:
+                    raise Mistake(f"hydra.sweeper.study_name={name}: {error}") from error
+                there = [direction.name.lower() for direction in self.optuna.directions]
+        if there != list(directions):
+            raise Mistake(
+                f"hydra.sweeper.direction={','.join(directions)}: study {name} is there already, and its direction is "
+                f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {folder}"
+            )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the study's lock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder / ".lock"):
+            yield
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials as they are now, not to be changed."""
+        with checked(self.url):
+            return self.optuna.get_trials(deepcopy=False)
+
+    def agree(self, asked: Mapping[str, Any]) -> None:
+        """Raise `Mistake` when the study was begun with another space, objective or config; write down what is asked."""
+        with self.alone():
+            known = self.optuna.user_attrs.get("asked")
+            if known == asked:
+                return
+            if known is not None and not self.options.allow_space_change:
+                raise Mistake(
+                    f"study {self.name} was begun with something else ({_difference(known, asked)}). Type "
+                    "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
+                )
+            self.optuna.set_user_attr("asked", dict(asked))
+
+    def fill(self) -> None:
+        """Queue what is to be tried in any case: known points, and every point of a grid. Copy what is learnt from."""
+        with self.alone():
+            trials = self.trials
+            if self.options.warm_start is not None and not any(FROM in trial.user_attrs for trial in trials):
+                self._learn(self.options.warm_start)
+            points = [*map(self.space.check, self.options.enqueue), *(self.every or [])[: self.options.n_trials]]
+            there = {json.dumps(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
+            for point in points:
+                if json.dumps(point) not in there:
+                    self.optuna.enqueue_trial(point)
+                    there.add(json.dumps(point))
+
+    @property
+    def wanted(self) -> int:
+        """How many trials there are to be in all."""
+        known = N_TRIALS if self.every is None else len(self.every)
+        given = self.options.n_trials
+        return known if given is None else given if self.every is None else min(known, given)
+
+    def _learn(self, folder: str) -> None:
+        path = Path(folder)
+        record = path / "study.json"
+        if not record.is_file():
+            raise Mistake(
+                f"hydra.sweeper.warm_start={folder}: no sweep's folder. Type one that has a study.json, such as "
+                "outputs/sweeps/NAME"
+            )
+        there = json.loads(record.read_text())
+        known = optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
+        taken = 0
+        for trial in known.get_trials(deepcopy=False):
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or FROM in trial.user_attrs:
+                continue
+            try:
+                point = self.space.check(trial.params)
+            except Mistake:  # not in this space
+                continue
+            distributions = {p.key: p.distribution for p in self.space.all() if p.key in point}
+            if trial.values is None or len(trial.values) != len(self.optuna.directions):
+                continue
+            self.optuna.add_trial(
+                optuna.trial.create_trial(
+                    state=trial.state,
+                    values=trial.values,
+                    params=point,
+                    distributions=distributions,
+                    intermediate_values=trial.intermediate_values,
+                    user_attrs={FROM: folder},
+                )
+            )
+            taken += 1
+        log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
+
+    def claim(self) -> optuna.Trial:
+        """The next trial, with its point; this process has it from now on. Raises `Nothing` and `Enough`."""
+        with self.alone(), checked(self.url):
+            trials = self.trials
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and self._lost(trial):
+                    self._requeue(trial)
+            trials = self.trials
+            self._enough(trials)
+            counted = [trial for trial in trials if counts(trial)]
+            running = sum(trial.state == TrialState.RUNNING for trial in trials)
+            finished = sum(trial.state.is_finished() for trial in counted)
+            if finished + running >= self.wanted:
+                if running:
+                    raise Nothing
+                raise Enough
+            self.optuna.sampler = build_sampler(self.options, self.space, self.seed, len(trials))
+            trial = self.optuna.ask()
+            trial.set_user_attr(WORKER, me())
+        self.space.suggest(trial)
+        return trial
+
+    def mine(self, trial: optuna.Trial) -> bool:
+        """Whether this process still has it: it may have been taken for dead."""
+        now = self.trials[trial.number]
+        return now.state == TrialState.RUNNING and now.user_attrs.get(WORKER) == me()
+
+    def tell(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Write down how a trial ended; False when it is another worker's by now."""
+        with self.alone(), checked(self.url):
+            if not self.mine(trial):
+                log.warning("trial %d was given to another worker meanwhile: its end here does not count", trial.number)
+                return False
+            self.optuna.tell(trial, values, state)
+            return True
+
+    def fail(self, trial: optuna.Trial, kind: str, line: str) -> bool:
+        """Write down that a trial failed, and why."""
+        trial.set_user_attr(ERROR, {"kind": kind, "line": line})
+        return self.tell(trial, TrialState.FAIL)
+
+    def give_back(self, trial: optuna.Trial) -> None:
+        """Queue an interrupted trial again."""
+        with self.alone(), checked(self.url):
+            if self.mine(trial):
+                self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def beat(self, trial: optuna.Trial, count: int) -> None:
+        """A sign of life for workers on other machines."""
+        self.optuna._storage.set_trial_user_attr(trial._trial_id, BEAT, count)
+
+    def _lost(self, trial: FrozenTrial) -> bool:
+        """Whether a running trial's worker is gone. Only asked under the lock, where each has one."""
+        worker = trial.user_attrs.get(WORKER)
+        if worker is None:
+            return True
+        if all(worker[key] == me()[key] for key in ("host", "boot", "space")):
+            return birth(worker["pid"]) != worker["birth"]
+        count = trial.user_attrs.get(BEAT, 0)
+        if self._beats.get(trial.number, (None, 0.0))[0] != count:
+            self._beats[trial.number] = count, time.monotonic()
+        return time.monotonic() - self._beats[trial.number][1] > self.options.grace
+
+    def _requeue(self, trial: FrozenTrial) -> None:
+        storage, number = self.optuna._storage, trial._trial_id
+        lost = [*trial.user_attrs.get(LOST, []), max(trial.intermediate_values, default=0)]
+        storage.set_trial_user_attr(number, LOST, lost)
+        most = self.options.max_interruptions
+        if len(lost) >= most and len(set(lost[-most:])) == 1:
+            line = f"its worker died {most} times without finishing another epoch"
+            storage.set_trial_user_attr(number, ERROR, {"kind": "lost", "line": line})
+            storage.set_trial_state_values(number, TrialState.FAIL)
+            return
+        storage.set_trial_state_values(number, TrialState.WAITING)
+
+    def _enough(self, trials: Sequence[FrozenTrial]) -> None:
+        """Raise `Enough` when failures, time or epochs say so."""
+        options = self.options
+        if options.timeout is not None and time.time() - self.began > options.timeout:
+            raise Enough(f"hydra.sweeper.timeout={options.timeout:g} seconds are over")
+        if options.max_epochs_total is not None and epochs(trials) >= options.max_epochs_total:
+            raise Enough(f"hydra.sweeper.max_epochs_total={options.max_epochs_total} epochs are trained")
+        recent = sorted(
+            (t for t in trials if counts(t) and t.datetime_complete and t.datetime_complete.timestamp() >= self.began),
+            key=lambda trial: trial.datetime_complete or 0,
+        )
+        failed = [trial.state == TrialState.FAIL and error(trial)["kind"] != "diverged" for trial in recent]
+        row = options.max_consecutive_failures
+        if len(failed) >= row and all(failed[-row:]):
+            raise Enough(f"{row} trials in a row failed (hydra.sweeper.max_consecutive_failures)", failed=True)
+        rate = options.max_failure_rate
+        if rate is not None and len(recent) >= 10:
+            share = sum(trial.state == TrialState.FAIL for trial in recent) / len(recent)
+            if share > rate:
+                raise Enough(
+                    f"{share:.0%} of {len(recent)} trials failed (hydra.sweeper.max_failure_rate)", failed=True
+                )
+        forbidden = [FORBIDDEN in trial.user_attrs for trial in trials[-MOST_FORBIDDEN:]]
+        if len(forbidden) == MOST_FORBIDDEN and all(forbidden):
+            raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
+        if options.terminator is not None and _terminates(self.optuna, options.terminator):
+            raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})")
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether it is one of `n_trials`: not when it was copied, and not when it was forbidden."""
+    return FROM not in trial.user_attrs and FORBIDDEN not in trial.user_attrs
+
+
+def error(trial: FrozenTrial) -> dict[str, str]:
+    """Why a trial failed: its kind and one line."""
+    return trial.user_attrs.get(ERROR, {"kind": "unknown", "line": "it was ended from outside"})
+
+
+def epochs(trials: Sequence[FrozenTrial]) -> int:
+    """Epochs that were trained in all of them."""
+    return sum(
+        trial.user_attrs.get("epochs", max(trial.intermediate_values, default=0)) for trial in trials if counts(trial)
+    )
+
+
+@cache
+def me() -> dict[str, Any]:
+    """This process, so that another one on this machine can tell whether it is alive."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/proc/self/ns/pid")  # a container has process numbers of its own
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        "space": os.readlink(space) if space.exists() else "",
+        "pid": os.getpid(),
+        "birth": birth(os.getpid()),
+    }
+
+
+def birth(pid: int) -> int | None:
+    """When a process of this machine was started, in its clock's ticks; None when it is gone, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    said = []
+    for part in ("space", "objective", "config"):
+        before, now = known.get(part, {}), asked.get(part, {})
+        if not isinstance(before, dict):
+            before, now = {part: before}, {part: now}
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                said.append(f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now")
+    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
+    return ", ".join(said[:3]) + more
+
+
+def _terminates(study: optuna.Study, kind: str) -> bool:
+    import warnings
+
+    from optuna import terminator as t
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental
+        if kind == "stagnation":
+            evaluator: Any = t.BestValueStagnationEvaluator()
+            return t.Terminator(evaluator, t.StaticErrorEvaluator(0)).should_terminate(study)
+        regret = t.RegretBoundEvaluator()
+        return t.Terminator(regret, t.MedianErrorEvaluator(regret)).should_terminate(study)

@@ -1,0 +1,152 @@
+"""One worker: takes the next trial, has it trained, tells how it ended, until there is enough."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.utils import JobReturn, JobStatus
+from optuna.trial import TrialState
+
+from swinexp.folder import write_text
+from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
+from swinexp.sweep.study import FORBIDDEN, Enough, Nothing, Study
+from swinexp.sweep.trial import Constraint, Forbidden, Inside, Pruned, live
+
+POLL = 0.5  # seconds between two looks for a trial that has become free
+
+Launch = Callable[[Sequence[str], int], JobReturn]
+Seen = Callable[[], object]
+
+
+class Worker:
+    """`launch` runs a job with overrides and a number; `curve` is the key that trials are pruned by, where there is one.
+
+    `seen` is called when there may be something new to show.
+    """
+
+    def __init__(
+        self, study: Study, launch: Launch, seed: int, curve: str | None, constraints: Sequence[Constraint], seen: Seen
+    ) -> None:
+        self.study, self.launch, self.seed, self.seen = study, launch, seed, seen
+        self.constraints = constraints
+        self.by_seeds = study.options.pruner["name"] == "wilcoxon"
+        self.curve = None if self.by_seeds else curve
+        self.epochs = 0
+
+    def work(self) -> Enough:
+        """Until there is enough; returns why. An interrupted trial goes back to the queue."""
+        while True:
+            try:
+                trial = self.study.claim()
+            except Nothing:
+                time.sleep(POLL)
+                continue
+            except Enough as enough:
+                return enough
+            self.seen()
+            try:
+                with self._alive(trial):
+                    self._try(trial)
+            except KeyboardInterrupt:
+                self.study.give_back(trial)
+                raise
+            self.seen()
+
+    def _try(self, trial: optuna.Trial) -> None:
+        options, number = self.study.options, trial.number
+        overrides = self.study.space.overrides(trial.params)
+        trained: list[list[float]] = []
+        self.epochs = 0
+        for index in range(options.seeds):
+            seeded = (
+                [] if options.seeds == 1 else [f"seed={self.seed + index}", f"hydra.sweep.subdir={number}/seed{index}"]
+            )
+            inside = Inside(trial, self.study.name, self.curve if index == 0 else None, self.constraints, self._count)
+            with live(inside):
+                ended = self.launch([*overrides, *seeded], number)
+            if ended.status is not JobStatus.COMPLETED:
+                self._ended_early(trial, ended._return_value)
+                return
+            values = ended.return_value
+            trained.append([float(value) for value in (values if isinstance(values, Sequence) else [values])])
+            if not all(map(math.isfinite, trained[-1])):
+                self.study.fail(trial, "no figure", f"the objective is {', '.join(map(str, trained[-1]))}")
+                return
+            if self.by_seeds:
+                trial.report(trained[-1][0], index)
+                if trial.should_prune():
+                    self._finish(trial, TrialState.PRUNED)
+                    return
+        if options.seeds > 1:
+            trial.set_user_attr("seeds", [values[0] if len(values) == 1 else values for values in trained])
+        self._finish(trial, TrialState.COMPLETE, [sum(each) / len(each) for each in zip(*trained, strict=True)])
+
+    def _finish(self, trial: optuna.Trial, state: TrialState, values: list[float] | None = None) -> None:
+        if self.epochs and (self.curve is None or self.study.options.seeds > 1):  # else they are those of its curve
+            trial.set_user_attr("epochs", self.epochs)
+        self.study.tell(trial, state, values)
+
+    def _ended_early(self, trial: optuna.Trial, error: Any) -> None:
+        match error:
+            case Pruned():
+                self._finish(trial, TrialState.PRUNED)
+            case Forbidden():
+                trial.set_user_attr(FORBIDDEN, str(error))
+                self._finish(trial, TrialState.PRUNED)
+            case _:
+                kind = kind_of(error)
+                if kind == "bug":
+                    text = "".join(traceback.format_exception(error))
+                    folder = self.study.folder / str(trial.number)
+                    folder.mkdir(exist_ok=True)
+                    write_text(folder / "error.txt", text)
+                if "torch" in sys.modules and kind == "out of memory":
+                    sys.modules["torch"].cuda.empty_cache()
+                name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
+                self.study.fail(trial, kind, name + one_line(error))
+
+    def _count(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.epochs += 1
+        self.seen()
+
+    @contextmanager
+    def _alive(self, trial: optuna.Trial) -> Iterator[None]:
+        """Give signs of life while the block lasts."""
+        over = threading.Event()
+
+        def beats() -> None:
+            count = 0
+            while not over.wait(self.study.options.heartbeat):
+                count += 1
+                self.study.beat(trial, count)
+
+        thread = threading.Thread(target=beats, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def kind_of(error: BaseException) -> str:
+    """What to call a failure."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory"
+    return "mistake" if isinstance(error, Mistake) else "bug"
+
+
+def trial_folder(sweep: Path, number: int, seeds: int) -> Path:
+    """Where a trial's run lies; with several seeds, that of the first."""
+    return sweep / str(number) if seeds == 1 else sweep / str(number) / "seed0"
