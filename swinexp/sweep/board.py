@@ -70,11 +70,8 @@ class Board:
         parts = [f"trial {trial.number}", f"{state(trial):9}", shown_values(trial)]
         leader = best(self.study, trials)
         if leader is not None and len(self.objectives) == 1:
-            parts.append(
-                "best so far"
-                if leader.number == trial.number
-                else f"(best {shown_values(leader)}, trial {leader.number})"
-            )
+            other = f"(best {shown_values(leader)}, trial {leader.number})"
+            parts.append("best so far" if leader.number == trial.number else other)
         parts += [shown_params(trial.params), _seconds(trial)]
         if trial.state == TrialState.FAIL:
             parts.append(error(trial)["line"])
@@ -82,14 +79,8 @@ class Board:
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column, justify in (
-            ("trial", "right"),
-            ("", "left"),
-            (", ".join(self.objectives), "right"),
-            ("epoch", "right"),
-            ("", "left"),
-        ):
-            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for column in ("trial", "", ", ".join(self.objectives), "epoch", ""):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
         finished = sorted(
             (t for t in trials if t.state.is_finished() and FROM not in t.user_attrs and t.datetime_complete),
             key=lambda t: t.datetime_complete or 0,
@@ -101,23 +92,14 @@ class Board:
                 style = "dim" if trial.state == TrialState.PRUNED else "red"
             last = max(trial.intermediate_values, default=None)
             value = shown_values(trial) or ("" if last is None else f"{trial.intermediate_values[last]:.4g}")
-            table.add_row(
-                str(trial.number),
-                state(trial),
-                value,
-                "" if last is None else str(last),
-                shown_params(trial.params),
-                style=style,
-            )
+            epoch = "" if last is None else str(last)
+            table.add_row(str(trial.number), state(trial), value, epoch, shown_params(trial.params), style=style)
         return Group(table, Text(self.headline(trials), style="bold"))
 
     def headline(self, trials: Sequence[FrozenTrial]) -> str:
         """Counts, the best, and the time that is left, on one line."""
-        said = tally(trials)
         done = sum(counts(t) for t in trials if t.state.is_finished())
-        line = f"{done}/{self.study.wanted}: " + ", ".join(
-            f"{number} {name}" for name, number in said.items() if number
-        )
+        line = f"{done}/{self.study.wanted}: {shown_tally(trials)}"
         leader = best(self.study, trials)
         if leader is not None and len(self.objectives) == 1:
             line += f"; best {shown_values(leader)} (trial {leader.number})"
@@ -134,6 +116,11 @@ def tally(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: own.count(name) for name in ("running", "complete", "pruned", "failed", "forbidden", "queued")}
 
 
+def shown_tally(trials: Sequence[FrozenTrial]) -> str:
+    """`12 complete, 3 pruned`."""
+    return ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
+
+
 def state(trial: FrozenTrial) -> str:
     """What we call a trial's state."""
     if FORBIDDEN in trial.user_attrs:
@@ -143,7 +130,7 @@ def state(trial: FrozenTrial) -> str:
 
 
 def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The best complete trial of a study with one objective; of several, the first of those that none is better than."""
+    """The best complete trial of a study with one objective; of several, the first of the front."""
     found = front(study, trials)
     return found[0] if found else None
 
@@ -178,9 +165,8 @@ def shown_values(trial: FrozenTrial) -> str:
 
 def shown_params(params: Mapping[str, Any]) -> str:
     """The point of a trial, with numbers to three digits."""
-    return " ".join(
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={text(value)}" for key, value in params.items()
-    )
+    shown = ((key, f"{value:.3g}" if isinstance(value, float) else text(value)) for key, value in params.items())
+    return " ".join(f"{key}={value}" for key, value in shown)
 
 
 def _seconds(trial: FrozenTrial) -> str:
@@ -205,11 +191,8 @@ def print_end(study: Study, objectives: Sequence[str], why: str, console: Consol
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
-    counted = ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
-    say(
-        f"study {study.name}: {counted or 'no trials'}; {epochs(trials)} epochs in all" + (f"; {why}" if why else ""),
-        "bold",
-    )
+    head = f"study {study.name}: {shown_tally(trials) or 'no trials'}; {epochs(trials)} epochs in all"
+    say(head + (f"; {why}" if why else ""), "bold")
     failures: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         if trial.state == TrialState.FAIL:
@@ -219,11 +202,10 @@ def print_end(study: Study, objectives: Sequence[str], why: str, console: Consol
         say(f"{kind}: trial{'s' if len(failed) > 1 else ''} {numbers}; first: {error(failed[0])['line']}")
     leaders = front(study, trials)
     named = ", ".join(objectives)
+    place = "best" if len(objectives) == 1 else "on the front"
     for trial in leaders[:10]:
-        spread = _spread(trial)
-        say(
-            f"{'best' if len(leaders) == 1 else 'on the front'}: {named} {shown_values(trial)}{spread}, trial {trial.number}: {shown_params(trial.params)}"
-        )
+        value = f"{named} {shown_values(trial)}{_spread(trial)}"
+        say(f"{place}: {value}, trial {trial.number}: {shown_params(trial.params)}")
 
 
 def _spread(trial: FrozenTrial) -> str:

@@ -88,7 +88,7 @@ class Options:
 
 def options(given: dict[str, Any]) -> Options:
     """The options that Hydra hands over, with their types checked. Raises `Mistake`."""
-    cfg = OmegaConf.create({key: value for key, value in given.items()})
+    cfg = OmegaConf.create(given)
     assert isinstance(cfg, DictConfig)
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), cfg))

@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp import CONF
 from swinexp.folder import write_atomically, write_text
 from swinexp.mistake import first_line
-from swinexp.sweep.board import best, front, shown_params, shown_time, shown_values, state, tally
+from swinexp.sweep.board import best, front, shown_params, shown_tally, shown_time, shown_values, state
 from swinexp.sweep.space import text
 from swinexp.sweep.study import ERROR, FROM, Study, epochs, error
 from swinexp.sweep.worker import trial_folder
@@ -37,7 +38,7 @@ def write_report(study: Study, objectives: Sequence[str]) -> list[str]:
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         from optuna import visualization
 
-        plots = _plots(study, trials, objectives)
+        plots = _plots(trials, objectives)
         _write_html(study, trials, objectives, _drawn(visualization, study, plots))
         files.append("report.html")
         if _write_pngs(study, plots, objectives):
@@ -90,7 +91,7 @@ def _write_best(study: Study, leader: FrozenTrial) -> bool:
     return True
 
 
-def _plots(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, tuple[str, Any]]:
+def _plots(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, tuple[str, Any]]:
     """{title: (the name of Optuna's function, its arguments)}, as far as there are enough trials for each."""
     several = sum(trial.state == TrialState.COMPLETE for trial in trials) > 1
     if len(objectives) == 1:
@@ -158,7 +159,6 @@ def _write_html(
 
     say = html.escape
     leaders = front(study, trials)
-    counted = ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
     spent = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
     sections = []
     for leader in leaders[:1]:
@@ -174,17 +174,19 @@ def _write_html(
         if title == "Curves":
             figure.update_layout(showlegend=False, yaxis_title=objectives[0], xaxis_title="epoch")
         sections.append(f"<h2>{say(title)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=False))
-    directions = ", ".join(
-        f"{name} ({way.name.lower()})" for name, way in zip(objectives, study.optuna.directions, strict=True)
+    ways = ", ".join(
+        f"{way.name.lower()} {name}" for name, way in zip(objectives, study.optuna.directions, strict=True)
     )
+    spent_on = f"{epochs(trials)} epochs, {shown_time(spent)} of training in all"
+    varied = "\n".join(f"{key}: {value}" for key, value in study.space.described().items())
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{say(study.name)}</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{say(study.name)}</h1>
-<p class="note">{say(directions)} · {say(counted)} · {epochs(trials)} epochs, {shown_time(spent)} of training in all</p>
+<p class="note">{say(ways)} · {shown_tally(trials)} · {spent_on}</p>
 {"".join(sections)}
 <h2>Trials</h2><div class="wide">{_table(study, trials, objectives, {t.number for t in leaders})}</div>
-<h2>What was varied</h2><pre>{say(chr(10).join(f"{key}: {value}" for key, value in study.space.described().items()))}</pre>
+<h2>What was varied</h2><pre>{say(varied)}</pre>
 <script>{SORT}</script></body></html>
 """
     write_text(study.folder / "report.html", page)
@@ -206,11 +208,8 @@ def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str
         if ERROR in trial.user_attrs:
             run += f" {say(error(trial)['kind'])}: {say(error(trial)['line'])}"
         kind = "best" if trial.number in leaders else state(trial)
-        rows.append(
-            f'<tr class="{kind}">'
-            + "".join(f"<td>{say(cell)}</td>" for cell in cells)
-            + f'<td class="left">{run}</td></tr>'
-        )
+        row = "".join(f"<td>{say(cell)}</td>" for cell in cells)
+        rows.append(f'<tr class="{kind}">{row}<td class="left">{run}</td></tr>')
     head = "".join(f"<th>{say(name)}</th>" for name in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -239,9 +238,7 @@ def _write_pngs(study: Study, plots: Mapping[str, tuple[str, Any]], objectives: 
         name = "".join(letter if letter.isalnum() else "_" for letter in title.lower())
         path = study.folder / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        write_atomically(
-            path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-        )
+        write_atomically(path, partial(figure.savefig, format="png", dpi=120, bbox_inches="tight"))
         written.append(path)
         pyplot.close(figure)
     return written

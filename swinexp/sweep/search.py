@@ -104,17 +104,15 @@ def every_point(options: Options, space: Space, seed: int) -> list[Point] | None
 
 
 def check_search(options: Options, space: Space, directions: list[str], curves: bool) -> None:
-    """Raise `Mistake` when sampler or pruner cannot do what is asked. `curves`: the objective has a value each epoch."""
+    """Raise `Mistake` when sampler or pruner cannot do what is asked.
+
+    `curves`: the objective has a value after each epoch.
+    """
     name, pruner = options.sampler["name"], options.pruner["name"]
     several = len(directions) > 1
     numbers = [p for p in space.parameters.values() if not isinstance(p.distribution, CategoricalDistribution)]
-    check(
-        name != "cmaes" or not several,
-        SAMPLER,
-        name,
-        f"it takes one objective, not {len(directions)}",
-        f"{SAMPLER}=tpe",
-    )
+    one = f"it takes one objective, not {len(directions)}"
+    check(name != "cmaes" or not several, SAMPLER, name, one, f"{SAMPLER}=tpe")
     check(
         name != "cmaes" or len(numbers) > 1,
         SAMPLER,
@@ -147,7 +145,7 @@ def check_search(options: Options, space: Space, directions: list[str], curves: 
         options.terminator is None or not several,
         "hydra.sweeper.terminator",
         options.terminator,
-        f"it takes one objective, not {len(directions)}",
+        one,
         "hydra.sweeper.terminator=null",
     )
     build_sampler(options, space, 0, 0)

@@ -152,7 +152,7 @@ class Space:
                 f"{WHERE}.enqueue",
                 key,
                 f"not varied; {', '.join(by_key)} are",
-                f"{next(iter(by_key), '…')}=…",
+                f"one of these, or vary {key}",
             )
             for parameter in by_key[key]:
                 try:
@@ -182,8 +182,8 @@ def text(value: Any) -> str:
 def build_space(
     params: Mapping[str, Any] | None,
     arguments: Sequence[str],
-    conditional: Iterable[Conditional] = (),
-    options: Callable[[str], Sequence[str]] = lambda group: (),
+    conditional: Iterable[Conditional],
+    options: Callable[[str], Sequence[str]],
 ) -> Space:
     """The space of `hydra.sweeper.params`, of the command line, which comes first, and of `hydra.sweeper.conditional`.
 

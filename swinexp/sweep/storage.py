@@ -1,4 +1,4 @@
-"""Where a study is kept: a SQLite file, a journal file, a server; and the lock under which its trials are handed out."""
+"""Where a study is kept: a SQLite file, a journal file, a server; and the lock under which trials are handed out."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def checked(url: str) -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a study's lock, which every worker on the same disk takes to count, to ask and to mark a trial as its own."""
+    """Hold a study's lock, which every worker on the same disk takes to count, to ask, and to mark a trial as its."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.mistake import Mistake
@@ -66,7 +67,7 @@ class Study:
                     self.optuna = optuna.create_study(
                         storage=storage,
                         study_name=name,
-                        directions=list(directions),
+                        directions=[StudyDirection[direction.upper()] for direction in directions],
                         load_if_exists=True,
                         pruner=build_pruner(options),
                         sampler=build_sampler(options, space, seed, 0),
@@ -94,7 +95,7 @@ class Study:
             return self.optuna.get_trials(deepcopy=False)
 
     def agree(self, asked: Mapping[str, Any]) -> None:
-        """Raise `Mistake` when the study was begun with another space, objective or config; write down what is asked."""
+        """Raise `Mistake` when the study was begun with another space, objective or config; write down this one."""
         with self.alone():
             known = self.optuna.user_attrs.get("asked")
             if known == asked:
@@ -164,14 +165,14 @@ class Study:
         """The next trial, with its point; this process has it from now on. Raises `Nothing` and `Enough`."""
         with self.alone(), checked(self.url):
             trials = self.trials
-            for trial in trials:
-                if trial.state == TrialState.RUNNING and self._lost(trial):
-                    self._requeue(trial)
+            for each in trials:
+                if each.state == TrialState.RUNNING and self._lost(each):
+                    self._requeue(each)
             trials = self.trials
             self._enough(trials)
-            counted = [trial for trial in trials if counts(trial)]
-            running = sum(trial.state == TrialState.RUNNING for trial in trials)
-            finished = sum(trial.state.is_finished() for trial in counted)
+            counted = filter(counts, trials)
+            running = sum(each.state == TrialState.RUNNING for each in trials)
+            finished = sum(each.state.is_finished() for each in counted)
             if finished + running >= self.wanted:
                 if running:
                     raise Nothing

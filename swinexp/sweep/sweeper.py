@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from swinexp.sweep.space import Space, build_space
 from swinexp.sweep.storage import shown_url, url_of
 from swinexp.sweep.study import Enough, Study
 from swinexp.sweep.trial import Constraint, constraint
-from swinexp.sweep.worker import Worker
+from swinexp.sweep.worker import Launch, Worker
 from swinexp.sweep.workers import Workers, is_worker, orphaned
 
 log = logging.getLogger(__name__)
@@ -238,9 +238,7 @@ def _dry_run(opts: Options, space: Space, seed: int, config: DictConfig, context
     print(f"dry run: {number} of {total} trials, {len(space.fixed)} fixed overrides: {' '.join(space.fixed) or 'none'}")
 
 
-def _launcher(
-    config: DictConfig, context: HydraContext, task: TaskFunction
-) -> Callable[[Sequence[str], int], JobReturn]:
+def _launcher(config: DictConfig, context: HydraContext, task: TaskFunction) -> Launch:
     with open_dict(config):
         # Hydra's own would say two lines for each job.
         config.hydra.hydra_logging = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}

@@ -70,7 +70,7 @@ class Inside(Outside):
         study: str,
         curve: str | None,
         constraints: Sequence[Constraint],
-        seen: Callable[[int, Mapping[str, float]], None],
+        seen: Callable[[], object],
     ) -> None:
         self.trial, self.study, self.number = trial, study, trial.number
         self.curve, self.constraints, self.seen = curve, constraints, seen
@@ -92,7 +92,7 @@ class Inside(Outside):
             self.trial.set_user_attr("wandb", wandb)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.seen(epoch, metrics)
+        self.seen()
         if self.curve is None:
             return
         value = self._value(metrics)

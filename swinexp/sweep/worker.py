@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ Seen = Callable[[], object]
 
 
 class Worker:
-    """`launch` runs a job with overrides and a number; `curve` is the key that trials are pruned by, where there is one.
+    """`launch` runs a job with overrides and a number; `curve` is the key that trials are pruned by, if any.
 
     `seen` is called when there may be something new to show.
     """
@@ -67,12 +67,11 @@ class Worker:
         trained: list[list[float]] = []
         self.epochs = 0
         for index in range(options.seeds):
-            seeded = (
-                [] if options.seeds == 1 else [f"seed={self.seed + index}", f"hydra.sweep.subdir={number}/seed{index}"]
-            )
-            inside = Inside(trial, self.study.name, self.curve if index == 0 else None, self.constraints, self._count)
+            curve = self.curve if index == 0 else None
+            inside = Inside(trial, self.study.name, curve, self.constraints, self._count)
+            seeded = [f"seed={self.seed + index}", f"hydra.sweep.subdir={number}/seed{index}"]
             with live(inside):
-                ended = self.launch([*overrides, *seeded], number)
+                ended = self.launch([*overrides, *(seeded if options.seeds > 1 else [])], number)
             if ended.status is not JobStatus.COMPLETED:
                 self._ended_early(trial, ended._return_value)
                 return
@@ -114,7 +113,7 @@ class Worker:
                 name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
                 self.study.fail(trial, kind, name + one_line(error))
 
-    def _count(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _count(self) -> None:
         self.epochs += 1
         self.seen()
 

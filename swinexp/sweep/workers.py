@@ -30,7 +30,7 @@ def orphaned() -> bool:
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES says of this machine's GPUs, or the numbers of all. torch is not asked: it takes long."""
+    """The GPUs that CUDA_VISIBLE_DEVICES allows, or the numbers of all. torch is not asked: it takes long."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [each.strip() for each in visible.split(",") if each.strip() not in ("", "-1")]
@@ -40,7 +40,7 @@ def gpus() -> list[str]:
 def shares(
     workers: int, per_gpu: int, devices: list[str], cores: int, given: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """The variables of each worker: its GPU, or its share of the cores. Raises `Mistake` when there are too few GPUs."""
+    """The variables of each worker: its GPU, or its share of the cores. Raises `Mistake` for too few GPUs."""
     if not devices:
         threads = given.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
         return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
@@ -70,7 +70,7 @@ class Workers:
     def run(self, seen: Callable[[], object]) -> None:
         """Start them, and again those that are killed, until all have ended by themselves.
 
-        Raises `Mistake` and `Ended` with what a worker said, KeyboardInterrupt after a signal, which they have followed.
+        Raises `Mistake` and `Ended` with what a worker said, KeyboardInterrupt after a signal that they followed.
         """
         handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         said: tuple[int, str] | None = None
