@@ -93,8 +93,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         return _no_folder(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _no_option(group, option, error.options)
+        return no_option(group, option, error.options)
     if isinstance(error, OverrideParseException):
+        if found := re.fullmatch(r"([^=]+)=choice\(\s*\)", str(error.override)):
+            return f"{error.override}: there is nothing to choose from. Type {found[1]}=a,b"
         reason = first_line(error).partition(" See ")[0]
         instead = "KEY=VALUE, or \"KEY='VALUE'\" where the value has spaces, commas or brackets of its own"
         return f"{error.override}: cannot be read as an override ({reason}). Type {instead}"
@@ -140,7 +142,8 @@ def _closest(word: str, words: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
 
-def _no_option(group: str, option: str, options: Sequence[str]) -> str:
+def no_option(group: str, option: str, options: Sequence[str]) -> str:
+    """One line for an option that a group does not have."""
     best = _closest(option, options) or options[0] if options else "OPTION"
     return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
 
@@ -154,7 +157,7 @@ def _bad_group_value(arguments: Sequence[str]) -> str | None:
         group, _, value = argument.partition("=")
         options = _options(group)
         if options and value not in options:
-            return _no_option(group, value, options)
+            return no_option(group, value, options)
     return None
 
 

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, QuotedStri
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from swinexp.mistake import Mistake, check, shown
+from swinexp.mistake import Mistake, check, no_option, shown
 from swinexp.sweep.options import WHERE, Conditional
 
 Point = dict[str, Any]
@@ -86,13 +86,16 @@ class Space:
     fixed: list[str]
     parameters: dict[str, Parameter]
     conditional: list[tuple[dict[str, list[str]], dict[str, Parameter]]] = field(default_factory=list)
+    custom: Callable[[BaseTrial], object] | None = None
 
     def suggest(self, trial: BaseTrial) -> Point:
-        """The point of a trial."""
+        """The point of a trial, with what `custom` suggests beside it."""
         point: Point = {}
         for parameter in self._reached(point):
             point[parameter.key] = parameter.suggest(trial)
-        return point
+        if self.custom is not None:
+            self.custom(trial)
+        return {**trial.params, **point}
 
     def _reached(self, point: Point) -> Iterator[Parameter]:
         """The parameters that there are, each as soon as `point` holds the ones before it."""
@@ -249,7 +252,7 @@ def _parameter(key: str, override: Override, options: Callable[[str], Sequence[s
     known = options(key)
     for choice in choices if known else ():
         if choice is not None and choice not in known:
-            raise Mistake(f"{key}={choice}: no such option; there are {', '.join(known)}. Type {key}={known[0]}")
+            raise Mistake(no_option(key, str(choice), known))
     return Parameter(key, CategoricalDistribution(choices), typed)
 
 

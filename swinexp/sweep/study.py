@@ -21,6 +21,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from swinexp.folder import remove_empty
 from swinexp.mistake import Mistake
 from swinexp.sweep.options import Options
 from swinexp.sweep.search import build_pruner, build_sampler, every_point
@@ -60,6 +61,17 @@ class Study:
         self.began = float(os.environ.get(BEGAN, time.time()))
         self.every = every_point(options, space, seed)
         self._beats: dict[int, tuple[int, float]] = {}
+        new = not folder.exists()
+        try:
+            self._open(directions)
+        except Mistake:
+            if new:
+                (folder / ".lock").unlink(missing_ok=True)
+                remove_empty(folder)
+            raise
+
+    def _open(self, directions: Sequence[str]) -> None:
+        name, url = self.name, self.url
         with self.alone():  # of two first ones on a new file, one would fail
             storage = open_storage(url)
             with checked(url):
@@ -69,8 +81,8 @@ class Study:
                         study_name=name,
                         directions=[StudyDirection[direction.upper()] for direction in directions],
                         load_if_exists=True,
-                        pruner=build_pruner(options),
-                        sampler=build_sampler(options, space, seed, 0),
+                        pruner=build_pruner(self.options),
+                        sampler=build_sampler(self.options, self.space, self.seed, 0),
                     )
                 except ValueError as error:
                     raise Mistake(f"hydra.sweeper.study_name={name}: {error}") from error
@@ -78,7 +90,7 @@ class Study:
         if there != list(directions):
             raise Mistake(
                 f"hydra.sweeper.direction={','.join(directions)}: study {name} is there already, and its direction is "
-                f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {folder}"
+                f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {self.folder}"
             )
 
     @contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.folder import incidental, write_text
-from swinexp.mistake import Ended, Mistake, check, explain, leaves
+from swinexp.mistake import Ended, Mistake, check, explain, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import Board, print_end, shown_params
 from swinexp.sweep.options import WHERE, Options, options
@@ -56,6 +59,8 @@ def sweep(
         "nothing is varied",
         "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny",
     )
+    if opts.custom_search_space is not None:
+        space.custom = partial(_custom(opts.custom_search_space), config)
     if size() > 1:
         raise Mistake("a sweep is not started by torchrun: type the same command without it, with hydra.sweeper.n_jobs")
     objectives = _objectives(config)
@@ -102,6 +107,17 @@ def sweep(
         _leave(study, objectives, str(enough))
     if enough.failed:
         raise Ended(f"study {study.name} ended: {enough}. Mend what failed, and the same command goes on")
+
+
+def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]:
+    module, _, function = name.rpartition(".")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[[DictConfig, optuna.trial.BaseTrial], object] = getattr(import_module(module), function)
+    except (ImportError, ValueError, AttributeError) as error:
+        problem = f"it cannot be imported ({first_line(error)})"
+        raise Mistake(f"{WHERE}.custom_search_space={name}: {problem}. Type MODULE.FUNCTION") from None
+    return found
 
 
 def _why(study: Study) -> Enough:

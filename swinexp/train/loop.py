@@ -300,7 +300,8 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if not images or not compiles(trainer, device, images):
         return None
     began = time.perf_counter()
-    state.model.compile(mode="reduce-overhead" if trainer.compile == "graphs" else None)
+    if state.model._compiled_call_impl is None:  # else it is the network of the run before
+        state.model.compile(mode="reduce-overhead" if trainer.compile == "graphs" else None)
     running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
     generator = Generator(device).manual_seed(0)
     batch = next(iter(dataset.train.each([torch.arange(trainer.batch_size, device=dataset.train.labels.device)])))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +13,7 @@ from swinexp.data import Dataset, load
 from swinexp.mistake import check
 from swinexp.ranks import size
 from swinexp.swin import Swin, fit, freeze, read
-from swinexp.train.devices import derive, deterministic, pick_device
+from swinexp.train.devices import compiles, derive, deterministic, pick_device
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -45,7 +46,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     deterministic(run.trainer, device)
     pretrained = None if resuming else run.model.pretrained
     weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
-    dataset = load(run.data, run.test, run.trainer.limit_train)
+    kind = (run.data, run.test, run.trainer.limit_train, run.augmentation.normalise, device)
+    dataset = _again("data", kind, lambda: _data(run, device))
     images = len(dataset.train)
     check(
         run.trainer.batch_size <= images,
@@ -78,8 +80,38 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if frozen:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
-    dataset = as_the_network_sees(run, dataset)
-    return model.to(device), dataset.to(device, run.data.placement)
+    model = model.to(device)
+    if compiles(run.trainer, device, run.trainer.epochs * images):
+        network = (
+            run.model,
+            run.window,
+            run.patch,
+            run.attention,
+            run.block,
+            run.data.image_size,
+            len(dataset.classes),
+        )
+        kept: Swin = _again("network", (network, run.trainer.precision, run.trainer.compile, device), lambda: model)
+        if kept is not model:
+            kept.load_state_dict(model.state_dict())
+        model = kept
+    return model, dataset
+
+
+def _data(run: Run, device: torch.device) -> Dataset:
+    dataset = load(run.data, run.test, run.trainer.limit_train)
+    return as_the_network_sees(run, dataset).to(device, run.data.placement)
+
+
+_kept: dict[str, tuple[str, Any]] = {}
+
+
+def _again(what: str, kind: object, make: Callable[[], Any]) -> Any:
+    """What `make` made for the last run of this process, if that was of the same kind: trials share what is warm."""
+    if _kept.get(what, ("", None))[0] != repr(kind):
+        _kept.pop(what, None)  # before another one takes its memory
+        _kept[what] = repr(kind), make()
+    return _kept[what][1]
 
 
 def steps_per_epoch(run: Run, dataset: Dataset) -> int:
