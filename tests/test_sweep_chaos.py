@@ -1,0 +1,125 @@
+"""A sweep whose workers and supervisor are killed, again and again, ends with every trial finished once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from swinexp import CONF, HERE
+from swinexp.sweep.storage import open_storage, url_of
+
+APP = """
+import os, time
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+
+ConfigStore.instance().store("app", {
+    "x": 0.0, "y": 1, "sleep": 0.0,
+    "hydra": {"searchpath": ["file://CONF"], "output_subdir": None,
+              "sweep": {"dir": "sweep", "subdir": "${hydra.job.num}"}},
+})
+
+
+@hydra.main(version_base="1.3", config_path=None, config_name="app")
+def main(cfg):
+    done = Path(HydraConfig.get().runtime.output_dir) / "done"
+    if not done.exists():  # as a run that has its summary
+        time.sleep(cfg.sleep)
+        with done.open("x") as file:
+            file.write(f"{cfg.x} {cfg.y}")
+    return (cfg.x - 1) ** 2 + cfg.y
+
+
+main()
+"""
+
+
+def write_app(folder: Path) -> None:
+    (folder / "app.py").write_text(APP.replace("CONF", str(CONF)))
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "app.py", "-m", "hydra/sweeper=swinexp_optuna", "x=interval(-3,3)", "y=1,2,3", *overrides]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """The command as a terminal would start it, in a session of its own."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            command(*overrides), cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def trials_of(folder: Path, storage: str) -> list[optuna.trial.FrozenTrial]:
+    kept = open_storage(url_of(storage, folder / "sweep"))
+    return optuna.load_study(study_name="sweep", storage=kept).get_trials()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_whoever_is_killed_every_trial_is_finished_once(tmp_path: Path, storage: str) -> None:
+    dice = random.Random(storage)
+    write_app(tmp_path)
+    total = 40
+    overrides = (
+        f"hydra.sweeper.storage={storage}",
+        f"hydra.sweeper.n_trials={total}",
+        "hydra.sweeper.n_jobs=2",
+        "hydra/sweeper/sampler=random",
+        "sleep=1.5",
+    )
+    process = start(tmp_path, *overrides)
+    victims = []
+    for _ in range(20):
+        time.sleep(dice.uniform(1, 4))
+        mine = children(process.pid)
+        victim = dice.choice(["worker", "supervisor", "both"])
+        if process.poll() is not None:
+            victim = "nobody"  # it had ended
+        elif victim != "supervisor":
+            for worker in mine if victim == "both" else mine[:1]:
+                kill(worker)
+        if victim in ("supervisor", "both"):
+            kill(process.pid)
+            process.wait()
+        if process.poll() is not None:
+            process = start(tmp_path, *overrides)
+        victims.append(victim)
+    assert process.wait(timeout=180) == 0, (tmp_path / "log").read_text()[-2000:]
+    trials = trials_of(tmp_path, storage)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * total, victims
+    for trial in trials:
+        x, y = (tmp_path / "sweep" / str(trial.number) / "done").read_text().split()
+        assert float(x) == pytest.approx(trial.params["x"])
+        assert int(y) == trial.params["y"]
+    assert sum(len(trial.user_attrs.get("lost", [])) for trial in trials) > 0, "nobody was killed in a trial"
+    rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
+    assert len(rows) == total + 1
+    assert json.loads((tmp_path / "sweep" / "study.json").read_text())["objective"] == ["value"]
