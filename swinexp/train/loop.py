@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
+from swinexp.folder import best, candidates
 from swinexp.mistake import OutOfMemory
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
@@ -43,7 +44,7 @@ Tick = Callable[[int, float], object]
 def train(
     run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick | None = None
 ) -> dict[str, float]:
-    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on when that file is there.
+    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on, or one beside it, where there is any.
 
     `watch` receives each epoch, from 1, and its metrics when its checkpoint is written; on resuming, first those of
     the epochs that were finished before. `tick` receives the number of finished steps after each, and its lr.
@@ -54,7 +55,7 @@ def train(
     device = dataset.mean.device
     with joined(device), Asked() as asked:
         state = build_state(run, model, steps_per_epoch(run, dataset))
-        if checkpoint.exists():
+        if candidates(checkpoint):
             state.restore(checkpoint)
             log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
         compile_seconds = compile_model(run, state, dataset)
@@ -75,7 +76,7 @@ def train(
             if rank() == 0:
                 state.save(checkpoint, run.trainer.keep)
                 if finished and _best_epoch(state.history) == len(state.history):
-                    files.link(checkpoint, files.best(checkpoint))
+                    files.link(checkpoint, best(checkpoint))
             if finished:
                 watch(len(state.history), state.history[-1])
             number = number or (0 if size() > 1 else asked.now())
