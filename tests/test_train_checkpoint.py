@@ -131,6 +131,24 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     assert len(torch.load(best(path), weights_only=True)["history"]) == accuracy.index(max(accuracy)) + 1
 
 
+def test_the_best_epoch_is_kept_though_the_run_was_killed_right_after_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import swinexp.train.checkpoint as files
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    path = tmp_path / "last.pt"
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(files, "link", killed)  # of the first epoch, which is the best of one
+        trained(path, "trainer.keep=1")
+    assert not best(path).exists()
+    with pytest.raises(Interrupted):
+        trained(path, "trainer.keep=1", stop_at=STEPS + 1)
+    assert torch.load(best(path), weights_only=True)["step"] == STEPS
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

@@ -17,17 +17,16 @@ from torch import Generator, Tensor, nn
 
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
-from swinexp.folder import best, candidates
+from swinexp.folder import candidates
 from swinexp.mistake import OutOfMemory
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin
-from swinexp.train import checkpoint as files
 from swinexp.train.devices import autocast, compiles, derive
 from swinexp.train.processes import joined, shared, summed, unshared
 from swinexp.train.setup import steps_per_epoch
 from swinexp.train.signals import SAVING, Asked, Interrupted
-from swinexp.train.state import Metrics, State, build_state
+from swinexp.train.state import Metrics, State, best_epoch, build_state
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -75,8 +74,6 @@ def train(
                 state.gathered(run)  # what has diverged is not kept
             if rank() == 0:
                 state.save(checkpoint, run.trainer.keep)
-                if finished and _best_epoch(state.history) == len(state.history):
-                    files.link(checkpoint, best(checkpoint))
             if finished:
                 watch(len(state.history), state.history[-1])
             number = number or (0 if size() > 1 else asked.now())
@@ -93,7 +90,7 @@ def train(
 
 def done(run: Run, history: Sequence[Metrics]) -> bool:
     """All epochs are trained, or as many as `trainer.patience` went by without a better val/accuracy."""
-    waited = len(history) - _best_epoch(history) if history else 0
+    waited = len(history) - best_epoch(history) if history else 0
     return len(history) >= run.trainer.epochs or 0 < run.trainer.patience <= waited
 
 
@@ -320,17 +317,12 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     return seconds
 
 
-def _best_epoch(history: Sequence[Metrics]) -> int:
-    """From 1; the first of several."""
-    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"]) + 1
-
-
 def summarise(history: Sequence[Metrics]) -> dict[str, float]:
     """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
 
     Throughput is the median of the epochs after the first, which also warms up; of the first if it is the only one.
     """
-    best = _best_epoch(history)
+    best = best_epoch(history)
     last = history[-1]
     ema = {key: value for key, value in last.items() if key.startswith("ema/")}
     return {
