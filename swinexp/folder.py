@@ -23,6 +23,7 @@ NAMED = ("sweep", "experiment")
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
+MOST = 10  # checkpoints that can be kept
 TEMPORARY = ".part"  # how files end that are not yet whole
 
 
@@ -88,6 +89,22 @@ def check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def earlier(checkpoint: Path, by: int) -> Path:
+    """last.pt, last-1.pt, last-2.pt …: the checkpoint so many before the newest."""
+    return checkpoint.with_stem(f"{checkpoint.stem}-{by}") if by else checkpoint
+
+
+def best(checkpoint: Path) -> Path:
+    """Where the checkpoint of the best epoch lies."""
+    return checkpoint.with_stem("best")
+
+
+def candidates(checkpoint: Path) -> list[Path]:
+    """The checkpoints that are there, in the order in which a run goes on from them; it can when there is any."""
+    names = (*(earlier(checkpoint, by) for by in range(MOST)), best(checkpoint))
+    return [path for path in names if path.exists()]
 
 
 class Folder:

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
-from swinexp.folder import Folder, folder_name, remove_empty, run_name
+from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.mistake import Ended, Mistake, explain
 from swinexp.ranks import lost_another, rank
 from swinexp.sweep import Pruned, current_trial
@@ -85,7 +85,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
         if summary is not None:
             log.info("already finished; to train anew, type name=ANOTHER_NAME or remove %s", os.path.relpath(path))
         else:
-            model, dataset = prepare(run, resuming=folder.checkpoint.exists())
+            model, dataset = prepare(run, resuming=bool(candidates(folder.checkpoint)))
             facts = asdict(count(model, run.data.image_size)[""])
             trial.check(facts)
             steps = steps_per_epoch(run, dataset)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from swinexp import HERE, __version__
-from swinexp.folder import Folder, write_atomically, write_text
+from swinexp.folder import Folder, candidates, write_atomically, write_text
 from swinexp.mistake import check, one_line
 from swinexp.sweep import current_trial
 
@@ -114,11 +114,11 @@ class Tracker:
         self.ticks: deque[tuple[int, float]] = deque(maxlen=100)  # the last steps, for the bar's images/s
 
     def __enter__(self) -> Tracker:
-        resuming = self.folder.checkpoint.exists()
+        resuming = bool(candidates(self.folder.checkpoint))
         self.folder.begin(dict(self.config), self.overrides)
         self.metrics = self.folder.path / "metrics.jsonl"
         self.history = read_history(self.metrics) if resuming else []
-        write_text(self.metrics, "".join(_line(metrics) for metrics in self.history))
+        write_text(self.metrics, "".join(map(_line, self.history)))
         self._start_wandb(resuming)
         self._start_bar()
         return self
@@ -135,10 +135,13 @@ class Tracker:
             self._try_wandb(lambda: self.wandb.finish(exit_code=0 if error is None else 1))
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Write down a finished epoch, unless it was before the run was resumed."""
-        if epoch <= len(self.history):
-            return
+        """Write down a finished epoch, unless it is already; one that was trained again takes the place of what was."""
         row = {"epoch": epoch, **metrics}
+        if epoch <= len(self.history):
+            if _line(row) == _line(self.history[epoch - 1]):
+                return
+            del self.history[epoch - 1 :]
+            write_text(self.metrics, "".join(map(_line, self.history)))
         if self.wandb is not None:  # the step makes W&B ignore an epoch that it has already
             self._try_wandb(lambda: self.wandb.log(row, step=epoch, commit=True))
         self.history.append(row)

@@ -120,6 +120,20 @@ def test_an_epoch_is_written_once_though_it_is_told_twice(tmp_path: Path) -> Non
     assert [metrics["epoch"] for metrics in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+def test_an_epoch_that_is_trained_again_takes_the_place_of_what_was(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        with tracker(folder) as first:
+            for epoch in (1, 2, 3, 4):
+                first.epoch(epoch, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.with_name("best.pt").touch()  # of epoch 2, the only one that is left
+        with tracker(folder) as second:
+            for epoch, loss in ((1, 1.0), (2, 1.0), (3, 0.9)):
+                second.epoch(epoch, row(**{"train/loss": loss}))
+    rows = [(metrics["epoch"], metrics["train/loss"]) for metrics in read_history(tmp_path / "metrics.jsonl")]
+    assert rows == [(1, 1.0), (2, 1.0), (3, 0.9)]
+
+
 def test_without_a_checkpoint_the_history_starts_anew(tmp_path: Path) -> None:
     with Folder(tmp_path) as folder:
         for _ in range(2):

@@ -18,10 +18,10 @@ STEPS = 4  # of an epoch: 200 images, batches of 50
 
 
 def test_the_seed_decides_every_bit(tmp_path: Path) -> None:
-    first = trained(tmp_path / "1.pt", *STRONG)
+    first = trained(tmp_path / "1/last.pt", *STRONG)
     torch.rand(3)  # whatever else the process drew
-    second = trained(tmp_path / "2.pt", *STRONG)
-    other = trained(tmp_path / "3.pt", *STRONG, "seed=1")
+    second = trained(tmp_path / "2/last.pt", *STRONG)
+    other = trained(tmp_path / "3/last.pt", *STRONG, "seed=1")
     assert first[0] == second[0]
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
     assert first[0] != other[0]

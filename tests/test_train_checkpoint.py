@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from swinexp.folder import best, earlier
 from swinexp.mistake import Mistake
 from swinexp.train import Interrupted, build_state, prepare, train
-from swinexp.train.checkpoint import best, earlier
 from tests.conftest import SMALL, STRONG, Command, Record, small_run, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
@@ -44,12 +44,12 @@ def assert_same(one: tuple[dict[str, float], dict[str, torch.Tensor]], other: ob
 @pytest.mark.parametrize("overrides", MATRIX, ids=" ".join)
 def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     overrides = (*STRONG, LEFT_OVER, "test=true", *overrides)
-    unbroken = trained(tmp_path / "unbroken.pt", *overrides)
+    unbroken = trained(tmp_path / "unbroken/last.pt", *overrides)
     for stop_at in (STEPS + 2, 2 * STEPS):  # within an epoch, and at the end of one
         with pytest.raises(Interrupted) as interrupted:
-            trained(tmp_path / "broken.pt", *overrides, stop_at=stop_at)
+            trained(tmp_path / "broken/last.pt", *overrides, stop_at=stop_at)
         assert interrupted.value.exit_code == 130
-    assert_same(unbroken, trained(tmp_path / "broken.pt", *overrides))
+    assert_same(unbroken, trained(tmp_path / "broken/last.pt", *overrides))
 
 
 KILLED = """
@@ -71,10 +71,10 @@ train(run, *prepare(run), Path(checkpoint), watch=lambda *_: None, tick=tick)
 def test_a_killed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     overrides = (*STRONG, LEFT_OVER, *overrides)
     kill_at = random.Random(" ".join(overrides)).randrange(STEPS + 1, 3 * STEPS)
-    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "broken.pt"), str(kill_at), *overrides]
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "broken/last.pt"), str(kill_at), *overrides]
     killed = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert_same(trained(tmp_path / "unbroken.pt", *overrides), trained(tmp_path / "broken.pt", *overrides))
+    assert_same(trained(tmp_path / "unbroken/last.pt", *overrides), trained(tmp_path / "broken/last.pt", *overrides))
 
 
 def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
@@ -82,7 +82,7 @@ def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
 ) -> None:
     import swinexp.train.loop as loop
 
-    unbroken = trained(tmp_path / "unbroken.pt")
+    unbroken = trained(tmp_path / "unbroken/last.pt")
     predictions, judged = loop.predictions, 0
 
     def interrupting(*arguments: object) -> object:
@@ -95,10 +95,10 @@ def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
 
     monkeypatch.setattr(loop, "predictions", interrupting)
     with pytest.raises(Interrupted) as interrupted:
-        trained(tmp_path / "broken.pt")
+        trained(tmp_path / "broken/last.pt")
     assert interrupted.value.exit_code == 143
     assert judged == 2  # of the three batches that the validation images are
-    assert_same(unbroken, trained(tmp_path / "broken.pt"))
+    assert_same(unbroken, trained(tmp_path / "broken/last.pt"))
 
 
 def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path: Path) -> Non
 
     figures = train(run, *prepare(run), tmp_path / "last.pt", watch=Record(), tick=tick)
     assert saved == [STEPS + 2]
-    unbroken, _ = trained(tmp_path / "unbroken.pt")
+    unbroken, _ = trained(tmp_path / "unbroken/last.pt")
     assert {key: figures[key] for key in unbroken} == unbroken
 
 
@@ -131,12 +131,30 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     assert len(torch.load(best(path), weights_only=True)["history"]) == accuracy.index(max(accuracy)) + 1
 
 
+def test_the_best_epoch_is_kept_though_the_run_was_killed_right_after_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import swinexp.train.checkpoint as files
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    path = tmp_path / "last.pt"
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(files, "link", killed)  # of the first epoch, which is the best of one
+        trained(path, "trainer.keep=1")
+    assert not best(path).exists()
+    with pytest.raises(Interrupted):
+        trained(path, "trainer.keep=1", stop_at=STEPS + 1)
+    assert torch.load(best(path), weights_only=True)["step"] == STEPS
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "last.pt"
-    unbroken = trained(tmp_path / "unbroken.pt")
+    unbroken = trained(tmp_path / "unbroken/last.pt")
     with pytest.raises(Interrupted):
         trained(path, stop_at=2 * STEPS + 1)
     content = bytearray(path.read_bytes())
@@ -149,17 +167,46 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "going on from the one before, last-1.pt" in caplog.text
 
 
+def test_a_damaged_checkpoint_is_not_kept_as_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(Interrupted):
+        trained(path, stop_at=2 * STEPS + 1)
+    path.unlink()
+    path.write_bytes(b"damaged")
+    with pytest.raises(Interrupted):  # goes on from last-1.pt, and writes one checkpoint
+        trained(path, stop_at=2 * STEPS + 1)
+    for name in ("last.pt", "last-1.pt"):
+        torch.load(tmp_path / name, weights_only=True)
+
+
+@pytest.mark.parametrize("gone", [["last.pt"], ["last.pt", "last-1.pt"]], ids=" ".join)
+def test_a_run_goes_on_from_any_checkpoint_that_is_there_the_best_last_of_all(
+    tmp_path: Path, gone: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    unbroken = trained(tmp_path / "unbroken/last.pt")
+    path = tmp_path / "broken/last.pt"
+    with pytest.raises(Interrupted):
+        trained(path, stop_at=2 * STEPS + 1)
+    for name in gone:
+        (path.parent / name).unlink()
+    assert_same(unbroken, trained(path))
+    assert "last.pt is not there: going on from the one before" in caplog.text
+    assert "resuming after epoch" in caplog.text
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "version", "other network"])
 def test_checkpoints_that_cannot_be_read_are_told(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "last.pt"
     trained(path, "trainer.epochs=1")
     content = path.read_bytes()
+    best(path).unlink()
     path.unlink()
     path.write_bytes({"empty": b"", "cut": content[:-1000]}.get(damage, content))
     if damage == "version":
         torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
     width = "model.dim=32" if damage == "other network" else "model.dim=16"
-    with pytest.raises(Mistake, match=r"last.pt cannot be read .* Remove it to train from the start: rm "):
+    with pytest.raises(Mistake, match=r"last.pt cannot be read .* Remove all to train from the start: rm -r "):
         trained(path, width)
 
 

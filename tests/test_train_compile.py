@@ -46,7 +46,7 @@ def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step(tmp_path: Path) -> None:
     overrides = (*STRONG, "trainer.epochs=2", "trainer.accumulate=2", "model.depths=[1,1]")
-    plain, _ = trained(tmp_path / "plain.pt", *overrides)
+    plain, _ = trained(tmp_path / "plain/last.pt", *overrides)
     torch._dynamo.reset()
     graphs: list[int] = []
 
@@ -54,7 +54,7 @@ def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     run = small_run(*overrides, "trainer.compile=true", "schedule=cosine")  # the lr changes in every step
-    compiled = train(run, *prepare(run), tmp_path / "compiled.pt", watch=lambda *_: None, tick=tick)
+    compiled = train(run, *prepare(run), tmp_path / "compiled/last.pt", watch=lambda *_: None, tick=tick)
     assert len(graphs) == 2 * 4
     assert set(graphs) == {graphs[0]}
     assert compiled.pop("compile_seconds") > 0
@@ -64,13 +64,14 @@ def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step
 
 TWICE = """
 import json
+import shutil
 from pathlib import Path
 import torch
 from swinexp.train import prepare, train
 from tests.conftest import small_run
 run = small_run("trainer.compile=true", "trainer.epochs=1", "model.depths=[1,1]")
-figures = train(run, *prepare(run), Path("none.pt"), watch=lambda *_: None)
-Path("none.pt").unlink()
+figures = train(run, *prepare(run), Path("none/last.pt"), watch=lambda *_: None)
+shutil.rmtree("none")
 counted = torch._dynamo.utils.counters
 hits = {name: counted[group][name] for group in counted for name in counted[group] if "cache" in name}
 print(json.dumps({"seconds": figures["compile_seconds"], **hits}))

@@ -23,8 +23,8 @@ STEPS = 4  # of an epoch: 200 images, batches of 50
 
 @pytest.mark.parametrize("parts", [2, 7])
 def test_a_batch_in_parts_trains_as_the_whole(tmp_path: Path, parts: int) -> None:
-    whole, weights = trained(tmp_path / "whole.pt", *STRONG, "trainer.epochs=1")
-    apart, others = trained(tmp_path / "apart.pt", *STRONG, "trainer.epochs=1", f"trainer.accumulate={parts}")
+    whole, weights = trained(tmp_path / "whole/last.pt", *STRONG, "trainer.epochs=1")
+    apart, others = trained(tmp_path / "apart/last.pt", *STRONG, "trainer.epochs=1", f"trainer.accumulate={parts}")
     assert apart["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=1e-3, atol=2e-5)
@@ -60,8 +60,8 @@ def test_ema_is_the_warmed_up_average_and_is_evaluated_beside_the_weights(tmp_pa
         assert layer.weight.item() == pytest.approx(average, rel=1e-5)
     assert layer.weight.item() == 119
 
-    plain, weights = trained(tmp_path / "plain.pt")
-    averaged, same = trained(tmp_path / "ema.pt", "trainer.ema=0.5", "test=true", "objective=ema/val/accuracy")
+    plain, weights = trained(tmp_path / "plain/last.pt")
+    averaged, same = trained(tmp_path / "ema/last.pt", "trainer.ema=0.5", "test=true", "objective=ema/val/accuracy")
     assert averaged["val/loss"] == plain["val/loss"]
     assert all(torch.equal(weights[name], same[name]) for name in weights)
     assert averaged["ema/val/loss"] != averaged["val/loss"]
@@ -97,8 +97,8 @@ def test_training_ends_when_the_accuracy_no_longer_rises(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_near_fp32(tmp_path: Path, precision: str) -> None:
-    fp32, _ = trained(tmp_path / "fp32.pt", "trainer.epochs=1")
-    half, _ = trained(tmp_path / "half.pt", "trainer.epochs=1", f"trainer.precision={precision}")
+    fp32, _ = trained(tmp_path / "fp32/last.pt", "trainer.epochs=1")
+    half, _ = trained(tmp_path / "half/last.pt", "trainer.epochs=1", f"trainer.precision={precision}")
     assert half["val/loss"] != fp32["val/loss"]
     assert half["val/loss"] == pytest.approx(fp32["val/loss"], rel=0.02)
 
@@ -225,14 +225,14 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
 def test_what_does_not_fit_the_memory_is_trained_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, _ = trained(tmp_path / "whole.pt", *STRONG, "trainer.accumulate=4")
+    whole, _ = trained(tmp_path / "whole/last.pt", *STRONG, "trainer.accumulate=4")
     little_memory(monkeypatch, 13)
-    parts, _ = trained(tmp_path / "parts.pt", *STRONG, "trainer.fit_memory=true")
+    parts, _ = trained(tmp_path / "parts/last.pt", *STRONG, "trainer.fit_memory=true")
     assert parts == whole
     assert "50 images at once are too many for the memory: going on with 25" in caplog.text
     assert "25 images at once are too many for the memory: going on with 13" in caplog.text
     with pytest.raises(OutOfMemory, match=r"not enough memory for 50 images of trainer.batch_size=50 at once. Type tr"):
-        trained(tmp_path / "stopped.pt", *STRONG)
+        trained(tmp_path / "stopped/last.pt", *STRONG)
 
 
 def test_the_steps_of_a_seed_are_its_own() -> None:

@@ -11,23 +11,13 @@ from typing import Any
 
 import torch
 
-from swinexp.folder import TEMPORARY, check_archive, write_atomically
+from swinexp.folder import TEMPORARY, candidates, check_archive, earlier, write_atomically
 from swinexp.mistake import Mistake, first_line
-from swinexp.train.options import MOST
+from swinexp.ranks import rank
 
 log = logging.getLogger(__name__)
 
 VERSION = 3  # a new one when a checkpoint of before cannot be gone on from
-
-
-def earlier(path: Path, by: int) -> Path:
-    """last.pt, last-1.pt, last-2.pt …: the checkpoint so many before the newest."""
-    return path.with_stem(f"{path.stem}-{by}") if by else path
-
-
-def best(path: Path) -> Path:
-    """Where the checkpoint of the best epoch lies."""
-    return path.with_stem("best")
 
 
 def write(path: Path, saved: Mapping[str, Any], keep: int) -> None:
@@ -54,6 +44,8 @@ def write(path: Path, saved: Mapping[str, Any], keep: int) -> None:
 
 def link(path: Path, other: Path) -> None:
     """Have `other` be the same file as `path`, all at once; a copy of it where a file cannot have two names."""
+    if other.exists() and other.samefile(path):
+        return  # the system would then leave both names
     temporary = other.with_name(f".{other.name}{TEMPORARY}")
     temporary.unlink(missing_ok=True)
     try:
@@ -73,18 +65,22 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def restore(path: Path, device: torch.device, into: Callable[[dict[str, Any]], None]) -> None:
-    """Hand the newest checkpoint that is whole to `into`. Raises `Mistake` when none is."""
+    """Hand the newest checkpoint that is whole to `into`; it takes the name `path`. Raises `Mistake` when none is."""
+    there = candidates(path)
     first: Exception | None = None
-    for candidate in (path, *filter(Path.exists, (earlier(path, by) for by in range(1, MOST)))):
+    for candidate in there:
         try:
             into(read(candidate, device))
         except Exception as error:  # a damaged file raises almost anything
             first = first or error
             continue
-        if first is not None:
-            log.warning("%s is damaged (%s): going on from the one before, %s", path, first_line(first), candidate.name)
+        if candidate != path:
+            reason = f"{path} is not there" if first is None else f"{there[0]} is damaged ({first_line(first)})"
+            log.warning("%s: going on from the one before, %s", reason, candidate.name)
+            if rank() == 0:
+                link(candidate, path)  # or the next one to be written would push the damaged one into its place
         return
     assert first is not None
     raise Mistake(
-        f"{path} cannot be read ({first_line(first)}). Remove it to train from the start: rm '{path}'"
+        f"{there[0]} cannot be read ({first_line(first)}). Remove all to train from the start: rm -r '{path.parent}'"
     ) from first

@@ -17,16 +17,16 @@ from torch import Generator, Tensor, nn
 
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
+from swinexp.folder import candidates
 from swinexp.mistake import OutOfMemory
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin
-from swinexp.train import checkpoint as files
 from swinexp.train.devices import autocast, compiles, derive
 from swinexp.train.processes import joined, shared, summed, unshared
 from swinexp.train.setup import steps_per_epoch
 from swinexp.train.signals import SAVING, Asked, Interrupted
-from swinexp.train.state import Metrics, State, build_state
+from swinexp.train.state import Metrics, State, best_epoch, build_state
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -43,7 +43,7 @@ Tick = Callable[[int, float], object]
 def train(
     run: Run, model: Swin, dataset: Dataset, checkpoint: Path, watch: Watch, tick: Tick | None = None
 ) -> dict[str, float]:
-    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on when that file is there.
+    """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on, or one beside it, where there is any.
 
     `watch` receives each epoch, from 1, and its metrics when its checkpoint is written; on resuming, first those of
     the epochs that were finished before. `tick` receives the number of finished steps after each, and its lr.
@@ -54,7 +54,7 @@ def train(
     device = dataset.mean.device
     with joined(device), Asked() as asked:
         state = build_state(run, model, steps_per_epoch(run, dataset))
-        if checkpoint.exists():
+        if candidates(checkpoint):
             state.restore(checkpoint)
             log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
         compile_seconds = compile_model(run, state, dataset)
@@ -74,8 +74,6 @@ def train(
                 state.gathered(run)  # what has diverged is not kept
             if rank() == 0:
                 state.save(checkpoint, run.trainer.keep)
-                if finished and _best_epoch(state.history) == len(state.history):
-                    files.link(checkpoint, files.best(checkpoint))
             if finished:
                 watch(len(state.history), state.history[-1])
             number = number or (0 if size() > 1 else asked.now())
@@ -92,7 +90,7 @@ def train(
 
 def done(run: Run, history: Sequence[Metrics]) -> bool:
     """All epochs are trained, or as many as `trainer.patience` went by without a better val/accuracy."""
-    waited = len(history) - _best_epoch(history) if history else 0
+    waited = len(history) - best_epoch(history) if history else 0
     return len(history) >= run.trainer.epochs or 0 < run.trainer.patience <= waited
 
 
@@ -320,17 +318,12 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     return seconds
 
 
-def _best_epoch(history: Sequence[Metrics]) -> int:
-    """From 1; the first of several."""
-    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"]) + 1
-
-
 def summarise(history: Sequence[Metrics]) -> dict[str, float]:
     """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
 
     Throughput is the median of the epochs after the first, which also warms up; of the first if it is the only one.
     """
-    best = _best_epoch(history)
+    best = best_epoch(history)
     last = history[-1]
     ema = {key: value for key, value in last.items() if key.startswith("ema/")}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from swinexp.folder import MOST
 from swinexp.mistake import check, one_of
 
 OBJECTIVES = (
@@ -21,7 +22,6 @@ OBJECTIVES = (
 )
 EMA_OBJECTIVES = ("ema/val/accuracy", "ema/val/loss")
 TEST_OBJECTIVES = ("test/accuracy", "test/loss")
-MOST = 10  # checkpoints that can be kept
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 COMPILE = ("auto", "true", "false", "graphs")
 ON_NAN = ("stop", "skip")

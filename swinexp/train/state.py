@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import GradScaler, Tensor, nn
 
+from swinexp.folder import best
 from swinexp.mistake import Diverged
 from swinexp.optim import Ema, averaged, build_optimizer, lr_scale, resume
-from swinexp.ranks import size
+from swinexp.ranks import rank, size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
 from swinexp.train.devices import build_scaler
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
+
+
+def best_epoch(history: Sequence[Metrics]) -> int:
+    """From 1; the first of several."""
+    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"]) + 1
 
 
 @dataclass
@@ -103,7 +109,7 @@ class State:
     def save(self, path: Path, keep: int) -> None:
         """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`.
 
-        Its "model" holds the weights that are evaluated.
+        Its "model" holds the weights that are evaluated. After the best epoch it is best.pt too.
         """
         saved = {
             "device": self.losses.device.type,
@@ -119,10 +125,18 @@ class State:
         }
         with averaged(self.optimizer):
             checkpoint.write(path, saved, keep)
+        self._keep_best(path)
 
     def restore(self, path: Path) -> None:
         """Go back to a checkpoint, to the one before where that is damaged. Raises `Mistake` when none can be read."""
         checkpoint.restore(path, self.losses.device, self._load)
+        if rank() == 0:
+            self._keep_best(path)  # where the run was killed after it had written the checkpoint
+
+    def _keep_best(self, path: Path) -> None:
+        epochs = len(self.history)
+        if epochs and self.step == epochs * self.steps and best_epoch(self.history) == epochs:
+            checkpoint.link(path, best(path))
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
