@@ -28,6 +28,7 @@ from swinexp import CONF
 
 # What the system says when there is no room: on the disk, in a quota, in a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOLD = {"told": True}  # a log record's `extra`: standard error has the line, the console needs no second one
 
 
 class Mistake(Exception):

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, folder_name, remove_empty, run_name
-from swinexp.mistake import Ended, Mistake, explain
+from swinexp.mistake import TOLD, Ended, Mistake, explain
 from swinexp.ranks import lost_another, rank
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
@@ -48,10 +48,12 @@ def main(cfg: DictConfig) -> float:
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     try:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), group)
-    except Mistake as mistake:
+    except (Mistake, Ended) as end:
+        if isinstance(end, Ended):
+            log.error("%s", end, extra=TOLD)
         if group is None and not _full_error:
-            _end(str(mistake), 2)  # before Hydra adds a line of its own
-        print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
+            _end(str(end), 1 if isinstance(end, Ended) else 2)  # before Hydra adds a line of its own
+        print(f"swinexp: {end}", file=sys.stderr)  # and the other jobs of a multirun go on
         raise
 
 

@@ -120,6 +120,28 @@ def test_a_mistaken_job_does_not_stop_the_others(
     assert (sweep / "1" / "summary.json").exists()
 
 
+DIVERGING = [*SMALL, "wandb=disabled", "optimizer=sgd", "trainer.clip_norm=0", "trainer.epochs=1"]
+
+
+def test_a_run_that_diverges_says_so_once_and_in_its_log(tmp_path: Path, command: Command) -> None:
+    done = command(*DIVERGING, "optimizer.lr=1e30", "name=far")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("swinexp: the loss is not finite at step 2 ")
+    assert "not finite" not in done.stdout
+    log = (tmp_path / "outputs" / "runs" / "far" / "run.log").read_text().splitlines()
+    assert log[-1].endswith(f" ERROR   {line.removeprefix('swinexp: ')}")
+
+
+def test_jobs_that_diverge_each_say_so_and_do_not_stop_the_others(tmp_path: Path, command: Command) -> None:
+    done = command("-m", *DIVERGING, "optimizer.lr=1e30,1e-3,1e31")
+    assert done.returncode == 1
+    assert [f"lr {lr}," in done.stderr for lr in ("5e+29", "5e+30")] == [True, True]
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert [(sweep / job / "summary.json").exists() for job in "012"] == [False, True, False]
+    assert all("ERROR   the loss is not finite" in (sweep / job / "run.log").read_text() for job in "02")
+
+
 def test_another_runs_folder_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
