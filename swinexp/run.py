@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, folder_name, remove_empty, run_name
-from swinexp.mistake import TOLD, Ended, Mistake, explain
+from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain
 from swinexp.ranks import lost_another, rank
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
@@ -65,6 +65,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
     from swinexp.train import prepare, steps_per_epoch, train
 
     try:
+        check_options(overrides)
         run = typed(cfg)
         if run.wandb.images:
             need_matplotlib("wandb.images=true")
@@ -98,6 +99,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
 
 def compose(overrides: list[str]) -> DictConfig:
     """The config that a command composes, for commands that keep no folder."""
+    check_options(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         named = any(override.startswith("name=") for override in overrides)
         return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])
