@@ -28,6 +28,7 @@ from swinexp import CONF
 
 # What the system says when there is no room: on the disk, in a quota, in a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOLD = {"told": True}  # a log record's `extra`: standard error has the line, the console needs no second one
 
 
 class Mistake(Exception):
@@ -75,6 +76,15 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def check_options(overrides: Sequence[str]) -> None:
+    """Raise `Mistake` where an option's name is typed as if it were the option: the rest would stay another's."""
+    for override in overrides:
+        key, _, name = override.lstrip("+").partition("=")
+        group, _, last = key.rpartition(".")
+        if last == "name" and (options := _options(group)):
+            check(False, key, name, "an option is more than its name", f"{group}={_nearest(name, options)}")
+
+
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     """One line for an error that Hydra or OmegaConf raises over what the user typed, else None.
 
@@ -84,7 +94,7 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     while origin is not None:  # a resolver's mistake comes wrapped
         if isinstance(origin, Mistake | Ended):
             return str(origin)
-        origin = origin.__cause__
+        origin = origin.__cause__ or (origin.__context__ if isinstance(origin, OmegaConfBaseException) else None)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.strerror}: {error.filename or 'the disk'} is full. Make room, and type the same command"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
@@ -142,9 +152,13 @@ def _closest(word: str, words: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
 
+def _nearest(option: str, options: Sequence[str]) -> str:
+    return _closest(option, options) or options[0] if options else "OPTION"
+
+
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
     """One line for an option that a group does not have."""
-    best = _closest(option, options) or options[0] if options else "OPTION"
+    best = _nearest(option, options)
     return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
 
 
@@ -190,6 +204,8 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     if having:  # another option of the same group knows the key
         plainest = min(having, key=lambda option: len(_keys(CONF / path / f"{option}.yaml")))
         instead = f"Type {path}={plainest} {key}={value}"
+    elif last == "name" and _options(path):
+        instead = f"Type {path}={_nearest(value, _options(path))}"
     elif namesakes:
         instead = f"Type {namesakes[0]}={value}"
     elif sibling:
@@ -208,12 +224,14 @@ def _keys(path: Any) -> list[str]:
 
 
 def _wrong_type(error: ValidationError) -> str:
-    message = first_line(error)
+    message, key, value = first_line(error), re.sub(r"\[\d+\]$", "", str(error.full_key)), error.value
+    if str(value).endswith(".0") and "to Integer" in message and key == error.full_key:
+        return f"{key}={value}: a whole number is needed. Type {key}={str(value).removesuffix('.0')}"
     kinds = {
         "to Integer": ("a whole number is needed", "1"),
         "to Float": ("a number is needed", "0.1"),
         "valid bool": ("true or false is needed", "true"),
-        "ListConfig, list": ("a list is needed", f"[{shown(error.value)}]"),
+        "ListConfig, list": ("a list is needed", shown(_list(key) or [value])),
         "is not Optional": ("null is not allowed", "VALUE"),
         "NoneType": ("null is not allowed", "1"),
         "to string": ("a word is needed", "WORD"),
@@ -222,10 +240,16 @@ def _wrong_type(error: ValidationError) -> str:
         "type 'bool'": ("true or false is needed", "true"),
     }
     problem, example = next((kind for text, kind in kinds.items() if text in message), (message, "VALUE"))
-    key = re.sub(r"\[\d+\]$", "", str(error.full_key))
     if key != error.full_key:
         problem, example = f"{problem} in the list", f"[{example},{example}]"
-    return f"{key}={shown(error.value)}: {problem}. Type for example {key}={example}"
+    return f"{key}={shown(value)}: {problem}. Type for example {key}={example}"
+
+
+def _list(key: str) -> list[Any] | None:
+    """A list that an option has for a key."""
+    group, _, last = key.rpartition(".")
+    contents = (yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) for option in _options(group))
+    return next((content[last] for content in contents if isinstance(content.get(last), list)), None)
 
 
 def _composition(error: Exception, arguments: Sequence[str]) -> str:

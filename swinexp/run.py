@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
-from swinexp.mistake import Ended, Mistake, explain
+from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain
 from swinexp.ranks import lost_another, rank
 from swinexp.sweep import Pruned, current_trial
 
@@ -55,11 +55,13 @@ def main(cfg: DictConfig) -> float | list[float]:
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     try:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), group)
-    except Mistake as mistake:
+    except (Mistake, Ended) as end:
+        if isinstance(end, Ended):
+            log.error("%s", end, extra=TOLD)
         if group is None and not _full_error:
-            _end(str(mistake), 2)  # before Hydra adds a line of its own
+            _end(str(end), 1 if isinstance(end, Ended) else 2)  # before Hydra adds a line of its own
         if current_trial().number is None:  # whose study tells it
-            print(f"swinexp: {mistake}", file=sys.stderr)  # and the other jobs of a multirun go on
+            print(f"swinexp: {end}", file=sys.stderr)  # and the other jobs of a multirun go on
         raise
 
 
@@ -71,6 +73,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
     from swinexp.train import prepare, steps_per_epoch, summarise, train
 
     try:
+        check_options(overrides)
         run = typed(cfg)
         if run.wandb.images:
             need_matplotlib("wandb.images=true")
@@ -122,6 +125,7 @@ def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
 
 def compose(overrides: list[str]) -> DictConfig:
     """The config that a command composes, for commands that keep no folder."""
+    check_options(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         named = any(override.startswith("name=") for override in overrides)
         return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])

@@ -81,6 +81,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(lambda record: not hasattr(record, "told"))
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

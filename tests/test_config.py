@@ -95,7 +95,7 @@ def test_mirroring_belongs_to_the_data() -> None:
         (["trainer.epochs=1.5"], "trainer.epochs=1.5: a whole number is needed"),
         (["trainer.epochs=0"], "trainer.epochs=0: at least 1. Type trainer.epochs=30"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: a number is needed. Type for example optimizer.lr=0.1"),
-        (["model.depths=2"], r"model.depths=2: a list is needed. Type for example model.depths=\[2\]"),
+        (["model.depths=2"], r"model.depths=2: a list is needed. Type for example model.depths=\[2,6,4\]"),
         (["model.depths=[a,b]"], r"model.depths=a: a whole number is needed in the list"),
         (["test=perhaps"], "test=perhaps: true or false is needed"),
         (["seed=null"], "seed=null: a whole number is needed"),

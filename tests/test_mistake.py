@@ -37,6 +37,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m optimizer.lr=range(1,3)"),
         ("+trainer.epochs=3", "+trainer.epochs=3: the key is there already. Type trainer.epochs=3"),
         ("trainer.epochs=many", "trainer.epochs=many: a whole number is needed. Type for example trainer.epochs=1"),
+        ("trainer.batch_size=1e2", "trainer.batch_size=100.0: a whole number is needed. Type trainer.batch_size=100"),
+        ("trainer.batch_size='3.0'", "trainer.batch_size=3.0: a whole number is needed. Type trainer.batch_size=3"),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9: a list is needed. Type for example optimizer.betas=[0.9,0.99]"),
+        ("model.freeze=head", "model.freeze=head: a list is needed. Type for example model.freeze=[head]"),
+        ("optimizer.name=sgd", "optimizer.name=sgd: an option is more than its name. Type optimizer=sgd"),
+        ("schedule.name=linear", "schedule.name=linear: an option is more than its name. Type schedule=linear"),
+        ("data.name=cifar10", "data.name=cifar10: an option is more than its name. Type data=cifar10"),
+        ("name=../x", "name=../x: 1 to 120 characters without a slash, the first a letter or digit. Type name=ANOTHER_NAME"),
         ("window.size=5", "window.size=5: windows must tile the grid of every stage, here 8×8, 4×4 tokens; [1, 2, 4, 8] do. Type window.size=4"),
         ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=VALUE"),
     ],
@@ -53,6 +61,8 @@ def test_the_whole_line(
     [
         ("modle=tiny", "model=tiny"),
         ("epochs=3", "trainer.epochs=3"),
+        ("model.name=tiny", "model=tiny"),
+        ("optimizer.name=sdg", "optimizer=sgd"),
         ("lr=0.1", "optimizer.lr=0.1"),
         ("trainer.lr=0.1", "optimizer.lr=0.1"),
         ("optimzer.lr=3", "optimizer.lr=3"),
@@ -118,6 +128,28 @@ def test_a_mistaken_job_does_not_stop_the_others(
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert [path.name for path in sweep.iterdir() if path.is_dir()] == ["1"]
     assert (sweep / "1" / "summary.json").exists()
+
+
+DIVERGING = [*SMALL, "wandb=disabled", "optimizer=sgd", "trainer.clip_norm=0", "trainer.epochs=1"]
+
+
+def test_a_run_that_diverges_says_so_once_and_in_its_log(tmp_path: Path, command: Command) -> None:
+    done = command(*DIVERGING, "optimizer.lr=1e30", "name=far")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("swinexp: the loss is not finite at step 2 ")
+    assert "not finite" not in done.stdout
+    log = (tmp_path / "outputs" / "runs" / "far" / "run.log").read_text().splitlines()
+    assert log[-1].endswith(f" ERROR   {line.removeprefix('swinexp: ')}")
+
+
+def test_jobs_that_diverge_each_say_so_and_do_not_stop_the_others(tmp_path: Path, command: Command) -> None:
+    done = command("-m", *DIVERGING, "optimizer.lr=1e30,1e-3,1e31")
+    assert done.returncode == 1
+    assert [f"lr {lr}," in done.stderr for lr in ("5e+29", "5e+30")] == [True, True]
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert [(sweep / job / "summary.json").exists() for job in "012"] == [False, True, False]
+    assert all("ERROR   the loss is not finite" in (sweep / job / "run.log").read_text() for job in "02")
 
 
 def test_another_runs_folder_is_refused(

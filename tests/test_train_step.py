@@ -164,8 +164,8 @@ def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The loss is nan in one step, and through its gradient all of the weights would be."""
+def broken_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The loss is nan in these steps, and through its gradient all of the weights would be."""
     import swinexp.train.loop as loop
 
     plain, count = loop._gradients, 0
@@ -174,7 +174,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         nonlocal count
         count += 1
         loss = plain(run, state, *arguments)
-        if count == step:
+        if count in steps:
             for p in state.model.parameters():
                 p.grad.fill_(math.nan)
             loss = loss * math.nan
@@ -207,6 +207,29 @@ def test_steps_that_are_not_finite_can_be_skipped(tmp_path: Path, monkeypatch: p
     assert [metrics["train/skipped_steps"] for metrics in record.metrics] == [1, 0, 0]
     assert math.isfinite(figures["train/loss"])
     assert math.isfinite(record.metrics[0]["train/loss"])
+
+
+@pytest.mark.parametrize("chosen", ["stop", "skip"])
+def test_advice_that_was_already_followed_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    broken_at(monkeypatch, *range(1, STEPS + 1))
+    run = small_run(f"trainer.on_nan={chosen}")
+    with pytest.raises(Diverged, match="the loss is not finite at step 1 ") as diverged:
+        train(run, *prepare(run), tmp_path / "last.pt", watch=Record())
+    assert ("trainer.on_nan=skip" in str(diverged.value)) is (chosen == "stop")
+
+
+def test_a_validation_loss_that_is_not_finite_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from swinexp.train import loop
+
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"val/loss": math.inf, "val/accuracy": 0.1})
+    run = small_run()
+    with pytest.raises(Diverged) as diverged:
+        train(run, *prepare(run), tmp_path / "last.pt", watch=Record())
+    message = str(diverged.value)
+    assert message.startswith("the validation loss is not finite after epoch 1 (lr 0.001); it is the first epoch. ")
+    assert "step" not in message
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

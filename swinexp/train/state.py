@@ -64,7 +64,9 @@ class State:
         """Turn what was `gathered` of an epoch into its metrics, and start on the next. Raises `Diverged`."""
         skipped = ~losses.isfinite()
         if not math.isfinite(evaluation["val/loss"]):
-            raise Diverged(self._divergence(run, self.steps - 1, norms))
+            lr = self.optimizer.param_groups[0]["lr"]
+            what = f"the validation loss is not finite after epoch {len(self.history) + 1} (lr {lr:.3g})"
+            raise Diverged(f"{what}; {self._before()}. A smaller optimizer.lr may keep it finite")
         metrics = {
             "train/loss": losses[~skipped].mean().item(),
             "train/grad_norm": norms[norms.isfinite()].mean().item(),
@@ -96,15 +98,19 @@ class State:
     def _divergence(self, run: Run, index: int, norms: Tensor) -> str:
         step = len(self.history) * self.steps + index
         lr = run.optimizer.lr * lr_scale(run.schedule, (step + 1) / self.steps, run.trainer.epochs)
-        last = "it is the first epoch"
-        if self.history:
-            figures = (f"{key} {self.history[-1][key]:.4g}" for key in ("train/loss", "val/loss", "val/accuracy"))
-            last = f"epoch {len(self.history)} had {', '.join(figures)}"
+        skip = ", trainer.on_nan=skip leaves such steps out" if run.trainer.on_nan == "stop" else ""
         return (
             f"the loss is not finite at step {step + 1} (epoch {len(self.history) + 1}, lr {lr:.3g}, gradient norm "
-            f"{norms[index]:.3g}); {last}. A smaller optimizer.lr or trainer.clip_norm may keep it finite, "
-            "trainer.on_nan=skip leaves such steps out"
+            f"{norms[index]:.3g}); {self._before()}. A smaller optimizer.lr or trainer.clip_norm may keep it finite"
+            f"{skip}"
         )
+
+    def _before(self) -> str:
+        """How the last epoch that went well went."""
+        if not self.history:
+            return "it is the first epoch"
+        figures = (f"{key} {self.history[-1][key]:.4g}" for key in ("train/loss", "val/loss", "val/accuracy"))
+        return f"epoch {len(self.history)} had {', '.join(figures)}"
 
     def save(self, path: Path, keep: int) -> None:
         """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`.
