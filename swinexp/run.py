@@ -112,7 +112,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                     summary = track.finish(summarise(track.history), pruned=True)
         if trial.number is None:
             print_summary(summary, path)
-        if summary.get("pruned"):
+        elif summary.get("pruned"):
             raise Pruned
         return _values(run, summary)
 
