@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
 from swinexp.sweep.study import FORBIDDEN, FROM, Study, counts, epochs, error
 
@@ -68,7 +69,7 @@ class Board:
 
     def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
         parts = [f"trial {trial.number}", f"{state(trial):9}", shown_values(trial)]
-        leader = best(self.study, trials)
+        leader = next(iter(front(self.study, trials)), None)
         if leader is not None and len(self.objectives) == 1:
             other = f"(best {shown_values(leader)}, trial {leader.number})"
             parts.append("best so far" if leader.number == trial.number else other)
@@ -85,7 +86,7 @@ class Board:
             (t for t in trials if t.state.is_finished() and FROM not in t.user_attrs and t.datetime_complete),
             key=lambda t: t.datetime_complete or 0,
         )
-        leader = best(self.study, trials)
+        leader = next(iter(front(self.study, trials)), None)
         for trial in [*finished[-LATEST:], *(t for t in trials if t.state == TrialState.RUNNING)]:
             style = "bold green" if leader is not None and trial.number == leader.number else None
             if trial.state in (TrialState.PRUNED, TrialState.FAIL):
@@ -100,7 +101,7 @@ class Board:
         """Counts, the best, and the time that is left, on one line."""
         done = sum(counts(t) for t in trials if t.state.is_finished())
         line = f"{done}/{self.study.wanted}: {shown_tally(trials)}"
-        leader = best(self.study, trials)
+        leader = next(iter(front(self.study, trials)), None)
         if leader is not None and len(self.objectives) == 1:
             line += f"; best {shown_values(leader)} (trial {leader.number})"
         here = done - self.before
@@ -129,40 +130,6 @@ def state(trial: FrozenTrial) -> str:
     return names.get(trial.state, trial.state.name.lower())
 
 
-def best(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The best complete trial of a study with one objective; of several, the first of the front."""
-    found = front(study, trials)
-    return found[0] if found else None
-
-
-def front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials that no other one is better than in every objective; of one objective, the best alone."""
-    own = [
-        t
-        for t in trials
-        if t.state == TrialState.COMPLETE and counts(t) and all(excess <= 0 for excess in t.constraints.values())
-    ]
-    signs = [-1 if direction.name == "MAXIMIZE" else 1 for direction in study.optuna.directions]
-
-    def costs(trial: FrozenTrial) -> list[float]:
-        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
-
-    if len(signs) == 1:
-        return [min(own, key=lambda trial: (costs(trial), trial.number))] if own else []
-
-    def beaten(mine: Sequence[float]) -> bool:
-        return any(
-            all(a <= b for a, b in zip(costs(other), mine, strict=True)) and costs(other) != mine for other in own
-        )
-
-    return sorted((t for t in own if not beaten(costs(t))), key=costs)
-
-
-def shown_values(trial: FrozenTrial) -> str:
-    """The values of a trial, as far as it has any."""
-    return ", ".join(f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}" for value in trial.values or [])
-
-
 def shown_params(params: Mapping[str, Any]) -> str:
     """The point of a trial, with numbers to three digits."""
     shown = ((key, f"{value:.3g}" if isinstance(value, float) else text(value)) for key, value in params.items())
@@ -183,7 +150,9 @@ def shown_time(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def print_end(study: Study, objectives: Sequence[str], why: str, console: Console | None = None) -> None:
+def print_end(
+    study: Study, top: Study | None, objectives: Sequence[str], why: str, console: Console | None = None
+) -> None:
     """What came of it: counts, the best and how to run it again, failures, and where to look."""
     console = console or Console()
     trials = study.trials
@@ -200,18 +169,7 @@ def print_end(study: Study, objectives: Sequence[str], why: str, console: Consol
     for kind, failed in failures.items():
         numbers = ", ".join(str(trial.number) for trial in failed[:10]) + (", …" if len(failed) > 10 else "")
         say(f"{kind}: trial{'s' if len(failed) > 1 else ''} {numbers}; first: {error(failed[0])['line']}")
-    leaders = front(study, trials)
-    named = ", ".join(objectives)
     place = "best" if len(objectives) == 1 else "on the front"
-    for trial in leaders[:10]:
-        value = f"{named} {shown_values(trial)}{_spread(trial)}"
-        say(f"{place}: {value}, trial {trial.number}: {shown_params(trial.params)}")
-
-
-def _spread(trial: FrozenTrial) -> str:
-    seeds = trial.user_attrs.get("seeds")
-    if not seeds or isinstance(seeds[0], list):
-        return ""
-    mean = sum(seeds) / len(seeds)
-    deviation = (sum((value - mean) ** 2 for value in seeds) / max(1, len(seeds) - 1)) ** 0.5
-    return f" ± {deviation:.2g} over {len(seeds)} seeds"
+    for leader in leaders(study, top)[:10]:
+        trial = leader.trial
+        say(f"{place}: {', '.join(objectives)} {leader}, trial {trial.number}: {shown_params(trial.params)}")

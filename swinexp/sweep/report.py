@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp import CONF
 from swinexp.folder import write_atomically, write_text
 from swinexp.mistake import first_line
-from swinexp.sweep.board import best, front, shown_params, shown_tally, shown_time, shown_values, state
+from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
+from swinexp.sweep.ranking import Leader, leaders
 from swinexp.sweep.space import text
 from swinexp.sweep.study import ERROR, FROM, Study, epochs, error
 from swinexp.sweep.worker import trial_folder
@@ -27,19 +28,22 @@ from swinexp.sweep.worker import trial_folder
 log = logging.getLogger(__name__)
 
 
-def write_report(study: Study, objectives: Sequence[str]) -> list[str]:
-    """Write what there is to say of a study into its folder; returns the names of the files."""
+def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> list[str]:
+    """Write what there is to say of a study, and of its best points' further seeds, into its folder.
+
+    Returns the names of the files.
+    """
     trials = [trial for trial in study.trials if FROM not in trial.user_attrs]
     files = ["results.csv"]
     _write_csv(study, trials, objectives)
-    leader = best(study, trials)
-    if leader is not None and _write_best(study, leader):
+    best = leaders(study, top)
+    if best and _write_best(study, best[0]):
         files.append("best.yaml")
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         from optuna import visualization
 
         plots = _plots(trials, objectives)
-        _write_html(study, trials, objectives, _drawn(visualization, study, plots))
+        _write_html(study, trials, objectives, best, _drawn(visualization, study, plots))
         files.append("report.html")
         if _write_pngs(study, plots, objectives):
             files.append("plots/*.png")
@@ -72,9 +76,10 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
     write_text(study.folder / "results.csv", rows.getvalue())
 
 
-def _write_best(study: Study, leader: FrozenTrial) -> bool:
+def _write_best(study: Study, leader: Leader) -> bool:
     """The best trial's whole config, as one that Hydra composes a run from."""
-    kept = trial_folder(study.folder, leader.number, study.options.seeds) / "config.yaml"
+    number = leader.trial.number
+    kept = trial_folder(study.folder, number, study.options.seeds) / "config.yaml"
     if not kept.exists():  # another application's
         return False
     config = yaml.safe_load(kept.read_text())
@@ -84,7 +89,7 @@ def _write_best(study: Study, leader: FrozenTrial) -> bool:
     whole = {"defaults": ["_self_", *overrides], **config, "hydra": ours["hydra"]}
     place = os.path.relpath(study.folder)
     head = (
-        f"# The best trial of study {study.name}: trial {leader.number}, {shown_values(leader)}. To run it again:\n"
+        f"# The best trial of study {study.name}: trial {number}, {leader}. To run it again:\n"
         f"#   python -m swinexp.run --config-dir {place} --config-name best\n"
     )
     write_text(study.folder / "best.yaml", head + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
@@ -153,22 +158,26 @@ document.querySelectorAll('th').forEach((th, i) => th.onclick = () => {
 
 
 def _write_html(
-    study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], pictures: dict[str, Any]
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    objectives: Sequence[str],
+    best: Sequence[Leader],
+    pictures: dict[str, Any],
 ) -> None:
     from plotly.offline import get_plotlyjs
 
     say = html.escape
-    leaders = front(study, trials)
     spent = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
     sections = []
-    for leader in leaders[:1]:
+    if best:
+        sections.append(f"<h2>{'Best' if len(objectives) == 1 else 'On the front'}</h2>")
+        sections += [
+            f"<p>Trial {leader.trial.number}: {say(', '.join(objectives))} {say(str(leader))} with "
+            f"{say(shown_params(leader.trial.params))}</p>"
+            for leader in best[:10]
+        ]
         place = os.path.relpath(study.folder)
-        sections.append(
-            f"<h2>{'Best' if len(objectives) == 1 else 'One of the front'}</h2>"
-            f"<p>Trial {leader.number}: {say(', '.join(objectives))} {say(shown_values(leader))} with "
-            f"{say(shown_params(leader.params))}</p>"
-            f"<pre>python -m swinexp.run --config-dir {say(place)} --config-name best</pre>"
-        )
+        sections.append(f"<pre>python -m swinexp.run --config-dir {say(place)} --config-name best</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
         if title == "Curves":
@@ -185,7 +194,7 @@ def _write_html(
 <h1>{say(study.name)}</h1>
 <p class="note">{say(ways)} · {shown_tally(trials)} · {spent_on}</p>
 {"".join(sections)}
-<h2>Trials</h2><div class="wide">{_table(study, trials, objectives, {t.number for t in leaders})}</div>
+<h2>Trials</h2><div class="wide">{_table(study, trials, objectives, {each.trial.number for each in best})}</div>
 <h2>What was varied</h2><pre>{say(varied)}</pre>
 <script>{SORT}</script></body></html>
 """

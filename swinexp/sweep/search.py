@@ -148,5 +148,12 @@ def check_search(options: Options, space: Space, directions: list[str], curves: 
         one,
         "hydra.sweeper.terminator=null",
     )
+    check(
+        not options.top_k or not several,
+        "hydra.sweeper.top_k",
+        options.top_k,
+        f"there is no single best of {len(directions)} objectives",
+        "hydra.sweeper.top_k=0",
+    )
     build_sampler(options, space, 0, 0)
     build_pruner(options)

@@ -130,7 +130,7 @@ def checked(url: str) -> Iterator[None]:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold a study's lock, which every worker on the same disk takes to count, to ask, and to mark a trial as its."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

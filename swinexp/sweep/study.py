@@ -24,8 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp.folder import remove_empty
 from swinexp.mistake import Mistake
 from swinexp.sweep.options import Options
-from swinexp.sweep.search import build_pruner, build_sampler, every_point
-from swinexp.sweep.space import Space
+from swinexp.sweep.search import build_pruner, build_sampler
+from swinexp.sweep.space import Point, Space
 from swinexp.sweep.storage import alone, checked, open_storage
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,19 @@ class Study:
     """An Optuna study in its folder. `began` is when the command began that this process works for."""
 
     def __init__(
-        self, name: str, folder: Path, url: str, directions: Sequence[str], options: Options, space: Space, seed: int
+        self,
+        name: str,
+        folder: Path,
+        url: str,
+        directions: Sequence[str],
+        options: Options,
+        space: Space,
+        seed: int,
+        every: list[Point] | None = None,
     ) -> None:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.began = float(os.environ.get(BEGAN, time.time()))
-        self.every = every_point(options, space, seed)
+        self.every = every  # the points that it consists of, if it does
         self._beats: dict[int, tuple[int, float]] = {}
         new = not folder.exists()
         try:
@@ -247,6 +255,14 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
+
+    def enough(self) -> Enough | None:
+        """Why no trial would be begun now, if so."""
+        try:
+            self._enough(self.trials)
+        except Enough as enough:
+            return enough
+        return None
 
     def _enough(self, trials: Sequence[FrozenTrial]) -> None:
         """Raise `Enough` when failures, time or epochs say so."""

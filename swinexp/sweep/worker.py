@@ -30,14 +30,21 @@ Seen = Callable[[], object]
 class Worker:
     """`launch` runs a job with overrides and a number; `curve` is the key that trials are pruned by, if any.
 
-    `seen` is called when there may be something new to show.
+    `seen` is called when there may be something new to show; `place` is the study's folder within the sweep's.
     """
 
     def __init__(
-        self, study: Study, launch: Launch, seed: int, curve: str | None, constraints: Sequence[Constraint], seen: Seen
+        self,
+        study: Study,
+        launch: Launch,
+        seed: int,
+        curve: str | None,
+        constraints: Sequence[Constraint],
+        seen: Seen,
+        place: str = "",
     ) -> None:
         self.study, self.launch, self.seed, self.seen = study, launch, seed, seen
-        self.constraints = constraints
+        self.constraints, self.place = constraints, place
         self.by_seeds = study.options.pruner["name"] == "wilcoxon"
         self.curve = None if self.by_seeds else curve
         self.epochs = 0
@@ -69,9 +76,10 @@ class Worker:
         for index in range(options.seeds):
             curve = self.curve if index == 0 else None
             inside = Inside(trial, self.study.name, curve, self.constraints, self._count)
-            seeded = [f"seed={self.seed + index}", f"hydra.sweep.subdir={number}/seed{index}"]
+            seeded = [f"seed={self.seed + index}"] if options.seeds > 1 else []
+            where = f"hydra.sweep.subdir={self.place}{number}" + (f"/seed{index}" if seeded else "")
             with live(inside):
-                ended = self.launch([*overrides, *(seeded if options.seeds > 1 else [])], number)
+                ended = self.launch([*overrides, *seeded, where], number)
             if ended.status is not JobStatus.COMPLETED:
                 self._ended_early(trial, ended._return_value)
                 return

@@ -15,6 +15,7 @@ from swinexp.sweep.options import WHERE
 from swinexp.sweep.study import BEGAN
 
 WORKER = "SWINEXP_WORKER"  # the variable that makes a command a worker, with the process that started it
+OF_THE_TOP = "SWINEXP_TOP"
 POLL = 0.25
 MOST_KILLS = 100  # of a worker, which is started again after each
 
@@ -22,6 +23,11 @@ MOST_KILLS = 100  # of a worker, which is started again after each
 def is_worker() -> bool:
     """Whether this process was started by another one of the same command."""
     return WORKER in os.environ
+
+
+def of_the_top() -> bool:
+    """Whether it works on the best points' further seeds."""
+    return OF_THE_TOP in os.environ
 
 
 def orphaned() -> bool:
@@ -60,8 +66,9 @@ class Workers:
     They are in sessions of their own: ctrl-C reaches this process alone, which tells them; if it is killed, they go on.
     """
 
-    def __init__(self, count: int, per_gpu: int, logs: Path, began: float) -> None:
-        self.logs, self.began = logs, began
+    def __init__(self, count: int, per_gpu: int, logs: Path, began: float, top: bool = False) -> None:
+        self.logs = logs
+        self.variables = {WORKER: str(os.getpid()), BEGAN: str(began), **({OF_THE_TOP: "1"} if top else {})}
         self.shares = shares(count, per_gpu, gpus(), len(os.sched_getaffinity(0)), os.environ)
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.kills = [0] * count
@@ -104,11 +111,10 @@ class Workers:
 
     def _start(self, index: int) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
-        variables = {WORKER: str(os.getpid()), BEGAN: str(self.began), **self.shares[index]}
         with self._log(index).open("ab") as log:
             self.running[index] = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
-                env={**os.environ, **variables},
+                env={**os.environ, **self.variables, **self.shares[index]},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

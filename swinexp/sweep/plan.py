@@ -1,0 +1,205 @@
+"""What a sweep is to do, checked before anything of it is done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from swinexp.folder import incidental
+from swinexp.mistake import Mistake, check, explain, first_line, leaves
+from swinexp.ranks import size
+from swinexp.sweep.board import shown_params
+from swinexp.sweep.options import WHERE, Options, options
+from swinexp.sweep.search import build_sampler, check_search, every_point
+from swinexp.sweep.space import Point, Space, build_space
+from swinexp.sweep.study import N_TRIALS
+from swinexp.sweep.trial import Constraint, constraint
+
+log = logging.getLogger(__name__)
+
+MAXIMIZED = ("accuracy", "images_per_second")
+FACTS = ("parameters", "flops", "activations")  # known before training
+NO_CURVE = (*FACTS, "test/accuracy", "test/loss")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`curve` is the key that trials are pruned by, if any; `every` are the points of a grid."""
+
+    options: Options
+    space: Space
+    objectives: list[str]
+    directions: list[str]
+    curve: str | None
+    constraints: list[Constraint]
+    seed: int
+    every: list[Point] | None
+    folder: Path
+    asked: dict[str, Any]  # what makes two sweeps the same one
+
+
+def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, arguments: list[str]) -> Plan:
+    """The plan of a command, from the options that Hydra was `given`. Raises `Mistake`."""
+    if size() > 1:
+        raise Mistake(f"a sweep is not started by torchrun. Type the same command without it, with {WHERE}.n_jobs")
+    opts = options(given)
+    groups = context.config_loader.get_group_options
+    space = build_space(opts.params, arguments, opts.conditional, lambda group: groups(group))
+    check(
+        bool(space.parameters) or opts.custom_search_space is not None,
+        f"{WHERE}.params",
+        "{}",
+        "nothing is varied",
+        "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny",
+    )
+    if opts.custom_search_space is not None:
+        space.custom = partial(_custom(opts.custom_search_space), config)
+    objectives = _objectives(config)
+    directions = _directions(opts, objectives)
+    curve = objectives[0] if len(objectives) == 1 and objectives[0] not in NO_CURVE else None
+    constraints = _constraints(opts)
+    check_search(opts, space, directions, curve is not None)
+    for point in opts.enqueue:
+        space.check(point)
+    seed = OmegaConf.select(config, "seed", default=0)
+    every = every_point(opts, space, seed)
+    asked = _asked(config, space, objectives, opts)
+    folder = Path(config.hydra.sweep.dir)
+    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, asked)
+
+
+def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]:
+    module, _, function = name.rpartition(".")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[[DictConfig, optuna.trial.BaseTrial], object] = getattr(import_module(module), function)
+    except (ImportError, ValueError, AttributeError) as error:
+        problem = f"it cannot be imported ({first_line(error)})"
+        raise Mistake(f"{WHERE}.custom_search_space={name}: {problem}. Type MODULE.FUNCTION") from None
+    return found
+
+
+def _objectives(config: DictConfig) -> list[str]:
+    """The keys that a study optimizes; an application that names none returns one value."""
+    given = OmegaConf.select(config, "objective", default="value")
+    return [str(each) for each in given] if isinstance(given, ListConfig) else [str(given)]
+
+
+def _directions(opts: Options, objectives: Sequence[str]) -> list[str]:
+    better = ["maximize" if name.endswith(MAXIMIZED) else "minimize" for name in objectives]
+    given = opts.directions
+    if given is None:
+        return better
+    check(
+        len(given) == len(objectives),
+        f"{WHERE}.direction",
+        given,
+        f"there are {len(objectives)} objectives: {', '.join(objectives)}",
+        f"{WHERE}.direction=[{','.join(better)}]" if len(better) > 1 else f"{WHERE}.direction={better[0]}",
+    )
+    for name, asked, natural in zip(objectives, given, better, strict=True):
+        if name != "value" and asked != natural:
+            log.warning("%s.direction=%s: %s gets worse that way; %s is what one wants", WHERE, asked, name, natural)
+    return given
+
+
+def _constraints(opts: Options) -> list[Constraint]:
+    found = []
+    for each in opts.constraints:
+        one = constraint(each)
+        check(
+            one is not None and one.figure in FACTS,
+            f"{WHERE}.constraints",
+            each,
+            f"FIGURE <= NUMBER or FIGURE >= NUMBER, with one of {', '.join(FACTS)}",
+            f"'{WHERE}.constraints=[\"parameters <= 7.05e6\"]'",
+        )
+        found.append(one)
+    return [one for one in found if one is not None]
+
+
+def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Options) -> dict[str, Any]:
+    """What makes two sweeps the same one."""
+    whole: Any = OmegaConf.to_container(config, resolve=False)
+    whole.pop("hydra", None)
+    varied = {parameter.key for parameter in space.all()}
+
+    def same(key: str) -> bool:
+        under = any(key == each or key.startswith(f"{each}.") for each in varied)
+        return not under and not incidental(key) and key not in ("data.root", "objective")
+
+    return {
+        "space": space.described(),
+        "objective": {"objective": list(objectives), "seeds": opts.seeds, "constraints": opts.constraints},
+        "config": {key: value for key, value in leaves(whole).items() if same(key)},
+    }
+
+
+def _composed(config: DictConfig, context: HydraContext, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job. Raises `Mistake`."""
+    try:
+        composed = context.config_loader.load_sweep_config(config, list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        line = explain(error, overrides)
+        if line is None:
+            raise
+        raise Mistake(line) from error
+    with open_dict(composed):
+        del composed["hydra"]
+        composed.name = "rehearsal"
+    return composed
+
+
+def rehearse(space: Space, config: DictConfig, context: HydraContext) -> None:
+    """Compose a config for the extremes of each parameter, and check it. Raises `Mistake`."""
+    if not {"model", "trainer", "objective"} <= set(config):  # another application
+        return
+    from swinexp.config import typed
+
+    refused: list[Mistake] = []
+    corners = list(space.corners())
+    for key, point in corners:
+        composed = _composed(config, context, space.overrides(point))
+        try:
+            typed(composed)
+        except Mistake as mistake:
+            if str(mistake).startswith(f"{key}="):
+                raise
+            refused.append(mistake)
+    if corners and len(refused) == len(corners):
+        raise refused[0]
+
+
+def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
+    """List the first configs that would be run, as far as they do not depend on results; compose and check each."""
+    from swinexp.config import typed
+
+    opts, space, seed, every = plan.options, plan.space, plan.seed, plan.every
+    study = optuna.create_study(sampler=build_sampler(opts, space, seed, 0))
+    for point in [*map(space.check, opts.enqueue), *(every or [])][: opts.dry_run]:
+        study.enqueue_trial(point)
+    number = min(opts.dry_run, len(every)) if every is not None else opts.dry_run
+    for index in range(number):
+        study.sampler = build_sampler(opts, space, seed, index)
+        point = space.suggest(study.ask())
+        try:
+            typed(_composed(config, context, space.overrides(point)))
+            verdict = ""
+        except Mistake as mistake:
+            verdict = f"  ✗ {mistake}"
+        print(f"{index}  {shown_params(point)}{verdict}")
+    total = len(every) if every is not None else (opts.n_trials or N_TRIALS)
+    print(f"dry run: {number} of {total} trials, {len(space.fixed)} fixed overrides: {' '.join(space.fixed) or 'none'}")

@@ -1,0 +1,100 @@
+"""Which trials are the best of a study, and by how much they can be believed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+
+from swinexp.sweep.study import Study, counts
+
+
+@dataclass(frozen=True)
+class Leader:
+    """A trial with its values on every seed that its point was trained on, (seeds, objectives)."""
+
+    trial: FrozenTrial
+    figures: list[list[float]]
+
+    @property
+    def means(self) -> list[float]:
+        """The mean of each objective over the seeds."""
+        return [statistics.fmean(values) for values in zip(*self.figures, strict=True)]
+
+    def __str__(self) -> str:
+        shown = []
+        for mean, values in zip(self.means, zip(*self.figures, strict=True), strict=True):
+            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+            shown.append(f"{number(mean)}{spread}")
+        seeds = len(self.figures)
+        return ", ".join(shown) + (f" (mean ± standard deviation of {seeds} seeds)" if seeds > 1 else "")
+
+
+def leaders(study: Study, top: Study | None = None) -> list[Leader]:
+    """The best trial of a study with one objective, or the front of one with several.
+
+    With a study `top` of further seeds, every point that was trained on all of them, the best mean first.
+    """
+    found = [Leader(trial, [*_on_seeds(trial)]) for trial in front(study, study.trials)]
+    if top is None:
+        return found
+    further: dict[int, list[list[float]]] = {}
+    trials = {str(sorted(trial.params.items())): trial for trial in ranked(study, study.trials)}
+    for each in top.trials:
+        point = {key: value for key, value in each.params.items() if key != "seed"}
+        trial = trials.get(str(sorted(point.items())))
+        if each.state == TrialState.COMPLETE and trial is not None:
+            further.setdefault(trial.number, []).append(each.values)
+    most = max(map(len, further.values()), default=0)
+    confirmed = [
+        Leader(trial, [*_on_seeds(trial), *further[trial.number]])
+        for trial in trials.values()
+        if most and len(further.get(trial.number, [])) == most
+    ]
+    sign = _signs(study)[0]
+    return sorted(confirmed, key=lambda leader: sign * leader.means[0]) or found
+
+
+def ranked(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials that keep the constraints, the best one first."""
+    own = (t for t in trials if t.state == TrialState.COMPLETE and counts(t))
+    kept = [t for t in own if all(excess <= 0 for excess in t.constraints.values())]
+    return sorted(kept, key=lambda trial: (_costs(study, trial), trial.number))
+
+
+def front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials that no other one is better than in every objective; of one objective, the best alone."""
+    kept = ranked(study, trials)
+    if len(study.optuna.directions) == 1:
+        return kept[:1]
+    costs = [_costs(study, trial) for trial in kept]
+
+    def beaten(mine: Sequence[float]) -> bool:
+        return any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in costs)
+
+    return [trial for trial, mine in zip(kept, costs, strict=True) if not beaten(mine)]
+
+
+def shown_values(trial: FrozenTrial) -> str:
+    """The values of a trial, as far as it has any."""
+    return ", ".join(map(number, trial.values or []))
+
+
+def number(value: float) -> str:
+    """Four digits, or a whole number with separators."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _signs(study: Study) -> list[int]:
+    return [-1 if direction.name == "MAXIMIZE" else 1 for direction in study.optuna.directions]
+
+
+def _costs(study: Study, trial: FrozenTrial) -> list[float]:
+    return [sign * value for sign, value in zip(_signs(study), trial.values, strict=True)]
+
+
+def _on_seeds(trial: FrozenTrial) -> list[list[float]]:
+    seeds = trial.user_attrs.get("seeds", [trial.values])
+    return [value if isinstance(value, list) else [value] for value in seeds]
