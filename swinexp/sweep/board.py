@@ -32,7 +32,7 @@ class Board:
         self.began = time.monotonic()
         self.live: Live | None = None
         self.told = {t.number for t in study.trials if t.state.is_finished()}
-        self.before = sum(counts(t) for t in study.trials if t.state.is_finished())
+        self.before = study.finished(study.trials)
 
     def __enter__(self) -> Board:
         where = os.path.relpath(self.study.folder)
@@ -62,7 +62,7 @@ class Board:
             self.live.update(self._table(trials), refresh=True)
         else:
             for trial in trials:
-                if trial.state.is_finished() and trial.number not in self.told and FROM not in trial.user_attrs:
+                if trial.state.is_finished() and trial.number not in self.told and counts(trial):
                     self.told.add(trial.number)
                     self.console.print(self._line(trial, trials), highlight=False, soft_wrap=True)
         self.looked = time.monotonic()
@@ -83,7 +83,7 @@ class Board:
         for column in ("trial", "", ", ".join(self.objectives), "epoch", ""):
             table.add_column(column, justify="right" if column else "left", no_wrap=True)
         finished = sorted(
-            (t for t in trials if t.state.is_finished() and FROM not in t.user_attrs and t.datetime_complete),
+            (t for t in trials if t.state.is_finished() and counts(t) and t.datetime_complete),
             key=lambda t: t.datetime_complete or 0,
         )
         leader = next(iter(front(self.study, trials)), None)
@@ -99,7 +99,7 @@ class Board:
 
     def headline(self, trials: Sequence[FrozenTrial]) -> str:
         """Counts, the best, and the time that is left, on one line."""
-        done = sum(counts(t) for t in trials if t.state.is_finished())
+        done = self.study.finished(trials)
         line = f"{done}/{self.study.wanted}: {shown_tally(trials)}"
         leader = next(iter(front(self.study, trials)), None)
         if leader is not None and len(self.objectives) == 1:

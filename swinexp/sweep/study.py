@@ -190,10 +190,8 @@ class Study:
                     self._requeue(each)
             trials = self.trials
             self._enough(trials)
-            counted = filter(counts, trials)
             running = sum(each.state == TrialState.RUNNING for each in trials)
-            finished = sum(each.state.is_finished() for each in counted)
-            if finished + running >= self.wanted:
+            if self.finished(trials) + running >= self.wanted:
                 if running:
                     raise Nothing
                 raise Enough
@@ -202,6 +200,11 @@ class Study:
             trial.set_user_attr(WORKER, me())
         self.space.suggest(trial)
         return trial
+
+    def finished(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many of those that are wanted are finished. A grid's points are, too, when they are forbidden."""
+        done = (trial for trial in trials if trial.state.is_finished() and FROM not in trial.user_attrs)
+        return sum(self.every is not None or FORBIDDEN not in trial.user_attrs for trial in done)
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
