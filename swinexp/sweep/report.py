@@ -22,7 +22,7 @@ from swinexp.mistake import first_line
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders
 from swinexp.sweep.space import text
-from swinexp.sweep.study import ERROR, FROM, Study, epochs, error
+from swinexp.sweep.study import ERROR, FORBIDDEN, FROM, Study, epochs, error
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
                 seconds,
                 folder if folder.is_dir() else "",
                 trial.user_attrs.get("wandb", ""),
-                error(trial)["line"] if ERROR in trial.user_attrs else "",
+                error(trial)["line"] if ERROR in trial.user_attrs else trial.user_attrs.get(FORBIDDEN, ""),
             ]
         )
     write_text(study.folder / "results.csv", rows.getvalue())
