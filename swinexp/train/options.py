@@ -95,5 +95,6 @@ class Trainer:
         check(0 <= self.ema < 1, "trainer.ema", self.ema, "a decay in [0, 1), 0 for off", "trainer.ema=0.999")
         check(self.patience >= 0, "trainer.patience", self.patience, "epochs, 0 for off", "trainer.patience=20")
         one_of("trainer.precision", self.precision, PRECISIONS)
-        one_of("trainer.compile", self.compile.lower(), COMPILE)
+        self.compile = self.compile.lower()  # true and false come as Python writes them
+        one_of("trainer.compile", self.compile, COMPILE)
         one_of("trainer.on_nan", self.on_nan, ON_NAN)
