@@ -40,7 +40,7 @@ class Trainer:
     `precision`        of matrix products: one of `PRECISIONS`
     `compile`          one of `COMPILE`; graphs: launched as CUDA graphs
     `on_nan`           a loss that is not finite ends the run, or such steps are skipped
-    `fit_memory`       train in smaller parts when a GPU's memory does not do, rather than stop
+    `fit_memory`       train in smaller parts when a GPU's memory does not do, in one process, rather than stop
     """
 
     epochs: int
