@@ -57,11 +57,13 @@ def weights(folder: Path, checkpoint: str) -> tuple[dict[str, Tensor], int]:
     """(the network's weights, the epoch after which they were written). Raises `Mistake`."""
     import torch
 
+    from swinexp.train.checkpoint import read
+
     path = folder / "checkpoints" / ("best.pt" if checkpoint == "best" else "last.pt")
     if not path.exists():
         raise Mistake(f"checkpoint={checkpoint}: there is no {path}. Type checkpoint=last")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read(path, torch.device("cpu"))
         kept, averaged, epoch = saved["model"], saved.get("ema"), len(saved["history"])
     except Exception as error:  # a damaged file raises almost anything
         raise Mistake(f"run={folder}: {path} cannot be read ({first_line(error)}). Train the run again") from error

@@ -60,6 +60,7 @@ def draw_confusion(confusion: Tensor, classes: list[str], title: str) -> Figure:
 def draw_attention(model: Swin, dataset: Dataset, split: Split, images: int, blocks: str) -> Figure:
     """Rows of a split's images; columns: the image with label and prediction, blocks (last or all), and the rollout."""
     import torch
+    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
     from swinexp.augment import normalise
@@ -91,15 +92,17 @@ def draw_attention(model: Swin, dataset: Dataset, split: Split, images: int, blo
         for column, (name, maps) in enumerate(columns.items(), start=1):
             cell, extent = cells[row, column], (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
             cell.imshow(pixels.mean(axis=2), cmap="gray", alpha=0.6)
-            drawn = cell.imshow(
-                maps[row].numpy(), cmap="magma", alpha=0.65, vmin=0, vmax=float(maps.max()), extent=extent
-            )
+            most = max(float(maps.max()), 1.01)
+            norm = TwoSlopeNorm(1, vmin=0, vmax=most)  # white is the even share
+            drawn = cell.imshow(maps[row].numpy(), cmap="RdBu_r", alpha=0.65, norm=norm, extent=extent)
             if row == 0:
                 cell.set_title(name, fontsize=8)
                 drawn_over = cells[:, column].tolist()
                 bar = figure.colorbar(drawn, ax=drawn_over, location="bottom", fraction=0.03, pad=0.01, aspect=14)
-                bar.ax.tick_params(labelsize=6)
+                bar.set_ticks([0, 0.5, 1, most], labels=["0", "½", "1", f"{most:.3g}"], fontsize=6)
     for cell in cells.flat:
         cell.set(xticks=[], yticks=[])
-    figure.suptitle("label → prediction; how much a token is attended to, 1 the even share", fontsize=9)
+    figure.suptitle(
+        "label → prediction; how much a token is attended to: red above the even share of 1, blue below", fontsize=9
+    )
     return figure

@@ -37,3 +37,21 @@ def test_weights_fit_or_are_refused(finished: Path) -> None:
         Mistake, match=r"^run=outputs/runs/done: its weights do not fit its network \(size mismatch.*\)\. Train"
     ):
         fill(build_model(reloaded(finished), 9), kept, finished)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("version", "its version is 99"), ("bit", "the checksum of .* is wrong")]
+)
+def test_a_checkpoint_that_a_run_would_not_go_on_from_is_refused(finished: Path, damage: str, reason: str) -> None:
+    last = finished / "checkpoints" / "last.pt"
+    saved = torch.load(last, weights_only=True)
+    if damage == "version":
+        torch.save({**saved, "version": 99}, last)
+    else:
+        content = bytearray(last.read_bytes())
+        weight = saved["model"]["head.weight"].numpy().tobytes()
+        content[content.index(weight)] ^= 1
+        last.write_bytes(content)
+        torch.load(last, weights_only=True)  # torch does not notice
+    with pytest.raises(Mistake, match=rf"^run=outputs/runs/done: .*last.pt cannot be read \({reason}.*\)\. Train the"):
+        weights(finished, "last")

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swinexp.pictures import draw_confusion
+from swinexp.pictures import draw_attention, draw_confusion
+from swinexp.train import prepare
+from tests.conftest import small_run
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,12 @@ def test_colours_are_shares_of_the_label() -> None:
     assert figure.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
     assert figure.get_suptitle().splitlines()[-1] == "3 of 4 images on the diagonal"
     assert len(figure.get_suptitle().splitlines()) > 2
+
+
+def test_the_even_share_is_the_middle_of_the_scale() -> None:
+    model, dataset = prepare(small_run())
+    figure = draw_attention(model.eval(), dataset, dataset.val, 2, "last")
+    overlays = [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
+    assert len(overlays) == 2 * 3  # images by the last block of two stages, and the rollout
+    assert [float(drawn.norm(1.0)) for drawn in overlays] == [0.5] * len(overlays)
+    assert all(drawn.norm.vmax >= drawn.get_array().max() for drawn in overlays)

@@ -158,9 +158,21 @@ def test_mistakes(override: str, message: str) -> None:
         prepare(small_run(override))
 
 
-def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained(tmp_path / "last.pt", "trainer.epochs=1", "schedule.warmup_epochs=4")
-    assert "the lr only reaches 25 % of its peak" in caplog.text
+@pytest.mark.parametrize(("warmup", "told"), [(4, "to 25 % of its peak"), (1, "to 100 % of its peak"), (0.5, None)])
+def test_a_warm_up_that_fills_the_run_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup: float, told: str | None
+) -> None:
+    trained(tmp_path / "last.pt", "trainer.epochs=1", f"schedule.warmup_epochs={warmup}")
+    assert (f"the lr only rises, {told}" if told else "") in caplog.text
+    assert ("only rises" in caplog.text) is (told is not None)
+
+
+@pytest.mark.parametrize("override", ["trainer.precision=tf32", "trainer.fit_memory=true"])
+def test_what_has_no_effect_on_a_cpu_is_refused_there_unless_a_run_goes_on(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(Mistake, match=f"^{override}: .* CPU, where it has no effect. Type {key}="):
+        prepare(small_run(override))
+    prepare(small_run(override), resuming=True)
 
 
 def test_derived_seeds_differ_by_every_part() -> None:

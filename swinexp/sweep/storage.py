@@ -82,11 +82,12 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def _relax(storage: RDBStorage) -> None:
-    """Let SQLite wait for the disk at a checkpoint of its log, not at every write: only a power cut can tell."""
+    """Have SQLite write a log, and wait for the disk when that is full, not at every write."""
     from sqlalchemy import event
 
     @event.listens_for(storage.engine, "connect")
     def _(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     storage.engine.dispose()  # connections of before

@@ -185,10 +185,10 @@ class Study:
         """The next trial, with its point; this process has it from now on. Raises `Nothing` and `Enough`."""
         with self.alone(), checked(self.url):
             trials = self.trials
-            for each in trials:
-                if each.state == TrialState.RUNNING and self._lost(each):
-                    self._requeue(each)
-            trials = self.trials
+            lost = [each for each in trials if each.state == TrialState.RUNNING and self._lost(each)]
+            for each in lost:
+                self._requeue(each)
+            trials = self.trials if lost else trials
             self._enough(trials)
             running = sum(each.state == TrialState.RUNNING for each in trials)
             if self.finished(trials) + running >= self.wanted:
@@ -208,7 +208,7 @@ class Study:
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
-        now = self.trials[trial.number]
+        now = self.optuna._storage.get_trial(trial._trial_id)
         return now.state == TrialState.RUNNING and now.user_attrs.get(WORKER) == me()
 
     def tell(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> bool:

@@ -76,10 +76,9 @@ def build_scaler(trainer: Trainer, device: torch.device) -> GradScaler | None:
 
 def compiles(trainer: Trainer, device: torch.device, images: int) -> bool:
     """Whether the network is compiled, for a run over so many images in all its epochs."""
-    chosen = trainer.compile.lower()
-    if chosen == "auto":
+    if trainer.compile == "auto":
         return device.type == "cuda" and images >= COMPILE_PAYS
-    return chosen != "false"
+    return trainer.compile != "false"
 
 
 def deterministic(trainer: Trainer, device: torch.device) -> None:

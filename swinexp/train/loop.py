@@ -60,9 +60,9 @@ def train(
         compile_seconds = compile_model(run, state, dataset)
         for epoch, metrics in enumerate(state.history, start=1):
             watch(epoch, metrics)
-        if run.schedule.warmup_epochs > run.trainer.epochs:
+        if run.schedule.warmup_epochs >= run.trainer.epochs:
             log.warning(
-                "schedule.warmup_epochs=%g is longer than trainer.epochs=%d: the lr only reaches %.0f %% of its peak",
+                "schedule.warmup_epochs=%g is at least trainer.epochs=%d: the lr only rises, to %.0f %% of its peak",
                 run.schedule.warmup_epochs,
                 run.trainer.epochs,
                 100 * run.trainer.epochs / run.schedule.warmup_epochs,
@@ -97,7 +97,8 @@ def done(run: Run, history: Sequence[Metrics]) -> bool:
 def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = None, asked: Asked | None = None) -> int:
     """Train from where `state` is to the end of its epoch, and return 0; or until a signal, and return that.
 
-    Nothing in a step waits for the device, unless `trainer.on_nan=skip`.
+    Nothing in a step waits for the device, unless `trainer.on_nan=skip`, or `trainer.precision=fp16` with an optimizer
+    that is not fused.
     """
     device, train_set = dataset.mean.device, dataset.train
     batch_size, repeats = run.trainer.batch_size, run.augmentation.repeats

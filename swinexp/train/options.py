@@ -40,7 +40,7 @@ class Trainer:
     `precision`        of matrix products: one of `PRECISIONS`
     `compile`          one of `COMPILE`; graphs: launched as CUDA graphs
     `on_nan`           a loss that is not finite ends the run, or such steps are skipped
-    `fit_memory`       train in smaller parts when a GPU's memory does not do, rather than stop
+    `fit_memory`       train in smaller parts when a GPU's memory does not do, in one process, rather than stop
     """
 
     epochs: int
@@ -95,5 +95,6 @@ class Trainer:
         check(0 <= self.ema < 1, "trainer.ema", self.ema, "a decay in [0, 1), 0 for off", "trainer.ema=0.999")
         check(self.patience >= 0, "trainer.patience", self.patience, "epochs, 0 for off", "trainer.patience=20")
         one_of("trainer.precision", self.precision, PRECISIONS)
-        one_of("trainer.compile", self.compile.lower(), COMPILE)
+        self.compile = self.compile.lower()  # true and false come as Python writes them
+        one_of("trainer.compile", self.compile, COMPILE)
         one_of("trainer.on_nan", self.on_nan, ON_NAN)

@@ -43,6 +43,10 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     Raises `Mistake`: all that can be wrong with a config has been looked at when this returns.
     """
     device = pick_device(run.trainer)
+    if device.type == "cpu" and not resuming:  # a run that began on a GPU may end here
+        here = "the run is on the CPU, where it has no effect"
+        check(run.trainer.precision != "tf32", "trainer.precision", "tf32", here, "trainer.precision=auto")
+        check(not run.trainer.fit_memory, "trainer.fit_memory", True, here, "trainer.fit_memory=false")
     deterministic(run.trainer, device)
     pretrained = None if resuming else run.model.pretrained
     weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
