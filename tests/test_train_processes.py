@@ -74,6 +74,7 @@ def test_two_processes_are_one(tmp_path: Path, accumulate: int) -> None:
     out, err = finished(process)
     assert process.returncode == 0, err
     assert out.count("epoch 3/3") == 1  # one of them speaks
+    assert "Warning" not in err
     folders = [tmp_path / "outputs/runs" / name for name in ("one", "two")]
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in folders)
     for key in ("val/loss", "test/loss", "train/loss", "ema/val/loss", "ema/test/loss"):
@@ -84,6 +85,22 @@ def test_two_processes_are_one(tmp_path: Path, accumulate: int) -> None:
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=1e-2, atol=2e-4)
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
+
+
+@pytest.mark.slow
+def test_what_two_processes_judge_is_what_they_keep_running_statistics_included(tmp_path: Path) -> None:
+    changes = ("patch=p2_conv", "trainer.batch_size=10", "optimizer.lr=3e-3")  # so that shares differ, and it matters
+    process = torchrun(*ARGUMENTS, *changes, "name=conv")
+    out, err = finished(process)
+    assert process.returncode == 0, err
+    assert "BatchNorm normalises each of 2 parts of a batch by itself" in out
+    folder = tmp_path / "outputs/runs/conv"
+    summary = json.loads((folder / "summary.json").read_text())
+    for checkpoint, key in (("last", "val/loss"), ("ema", "ema/val/loss")):
+        request = [f"run={folder}", "split=val", f"checkpoint={checkpoint}"]
+        subprocess.run([sys.executable, "-m", "swinexp.evaluate", *request], check=True, capture_output=True)
+        kept = json.loads((folder / f"evaluation/val-{checkpoint}.json").read_text())
+        assert kept[key] == pytest.approx(summary[key], rel=1e-6), key
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
