@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
-from swinexp.mistake import Ended, Mistake, explain
-from swinexp.ranks import lost_another, rank
+from swinexp.mistake import Ended, Mistake, explain, first_line
+from swinexp.ranks import local_rank, lost_another, rank
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
 
@@ -89,7 +90,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
                 figures = train(run, model, dataset, folder.checkpoint, watch=track.epoch, tick=track.tick)
                 summary = track.finish(figures)
-        print_summary(summary, path)
+        if rank() == 0:
+            print_summary(summary, path)
         value = summary[run.objective]
         return math.nan if value is None else value
 
@@ -102,7 +104,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if rank() == 0:  # which speaks for all
+    if local_rank() == 0:  # which speaks for all of its machine
         print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
@@ -132,8 +134,8 @@ def reported(arguments: list[str]) -> Iterator[None]:
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
         _end(f"{str(interrupt) or 'interrupted'}{where}", getattr(interrupt, "exit_code", 130))
     except Exception as error:
-        if lost_another(error):
-            print(f"swinexp: process {rank()} ends, because another one did", file=sys.stderr)
+        if lost_another(error) and not _full_error:
+            print(f"swinexp: process {rank()} ends, because another one did: {first_line(error)}", file=sys.stderr)
             sys.exit(1)
         line = None if _full_error else explain(error, arguments)
         if line is None:
@@ -146,6 +148,7 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:
         sys.argv.append("hydra/job_logging=disabled")  # the first process speaks for all
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # before training begins there is nothing to save
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]):
         try:
