@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
-from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain
-from swinexp.ranks import lost_another, rank
+from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain, first_line
+from swinexp.ranks import local_rank, lost_another, rank
 from swinexp.sweep import Pruned, current_trial
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                     summary = track.finish(figures)
                 except Pruned:
                     summary = track.finish(summarise(track.history), pruned=True)
-        if trial.number is None:
+        if trial.number is None and rank() == 0:
             print_summary(summary, path)
-        elif summary.get("pruned"):
+        if trial.number is not None and summary.get("pruned"):
             raise Pruned
         return _values(run, summary)
 
@@ -132,7 +133,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if rank() == 0:  # which speaks for all
+    if local_rank() == 0:  # which speaks for all of its machine
         print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
@@ -162,8 +163,8 @@ def reported(arguments: list[str]) -> Iterator[None]:
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
         _end(f"{str(interrupt) or 'interrupted'}{where}", getattr(interrupt, "exit_code", 130))
     except Exception as error:
-        if lost_another(error):
-            print(f"swinexp: process {rank()} ends, because another one did", file=sys.stderr)
+        if lost_another(error) and not _full_error:
+            print(f"swinexp: process {rank()} ends, because another one did: {first_line(error)}", file=sys.stderr)
             sys.exit(1)
         line = None if _full_error else explain(error, arguments)
         if line is None:
@@ -176,6 +177,7 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:
         sys.argv.append("hydra/job_logging=disabled")  # the first process speaks for all
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # before training begins there is nothing to save
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]):
         try:

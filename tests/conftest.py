@@ -144,14 +144,25 @@ def trained(
 STRONG = ("augmentation=strong", "augmentation.crop=1", "model.drop_path=0.2")
 
 
+# The command of a finished run with test figures and averaged weights, whose images may be mirrored.
+DONE = (
+    *SMALL,
+    "wandb=disabled",
+    "trainer.epochs=2",
+    "test=true",
+    "trainer.ema=0.9",
+    "data.mirror=true",
+    "name=done",
+)
+
+
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """The folder of a finished run with test figures and averaged weights, whose images may be mirrored; tests work on copies of it."""
+    """The folder of the run `DONE`; tests work on copies of it."""
     place = tmp_path_factory.mktemp("trained")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SWINEXP_", "HYDRA_"))}
-    changes = ("wandb=disabled", "trainer.epochs=2", "test=true", "trainer.ema=0.9", "data.mirror=true", "name=done")
     subprocess.run(
-        [sys.executable, "-m", "swinexp.run", *SMALL, *changes],
+        [sys.executable, "-m", "swinexp.run", *DONE],
         check=True,
         capture_output=True,
         cwd=place,

@@ -91,6 +91,25 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path: Path, comm
     assert "epoch 40/40" not in finished.stdout
 
 
+EARLY = """
+import os, signal, sys
+import swinexp.run as run
+plain = run._run
+def early(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return plain(*arguments)
+run._run = early
+run.cli()
+"""
+
+
+def test_sigusr1_before_training_begins_is_no_reason_to_end(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", EARLY, *SMALL, "wandb=disabled", "trainer.epochs=1", "name=early"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/runs/early/summary.json").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_quickstart_ends_in_the_same_figures(tmp_path: Path, command: Command) -> None:
     quickstart = ["experiment=quickstart", "trainer.device=cpu"]

@@ -15,7 +15,7 @@ import torch
 
 from swinexp.folder import best, earlier
 from swinexp.mistake import Mistake
-from swinexp.train import Interrupted, build_state, prepare, train
+from swinexp.train import Asked, Interrupted, build_state, prepare, train
 from tests.conftest import SMALL, STRONG, Command, Record, small_run, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
@@ -115,6 +115,18 @@ def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path: Path) -> Non
     assert saved == [STEPS + 2]
     unbroken, _ = trained(tmp_path / "unbroken/last.pt")
     assert {key: figures[key] for key in unbroken} == unbroken
+
+
+def test_a_signal_passed_on_twice_is_one_and_a_second_one_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with Asked() as asked:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            assert asked.now() == number
+            with monkeypatch.context() as later, pytest.raises(Interrupted) as interrupted:
+                later.setattr("swinexp.train.signals.AGAIN", 0.0)
+                os.kill(os.getpid(), number)
+            assert interrupted.value.exit_code == 128 + number
 
 
 def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from swinexp.mistake import Diverged, OutOfMemory
 from swinexp.optim import Ema
 from swinexp.train import build_state, derive, prepare, train, train_epoch
-from swinexp.train.loop import clip, done
+from swinexp.train.loop import clip, done, train_step
 from tests.conftest import STRONG, Record, small_run, timeless, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
@@ -230,6 +230,19 @@ def test_a_validation_loss_that_is_not_finite_is_called_so(tmp_path: Path, monke
     message = str(diverged.value)
     assert message.startswith("the validation loss is not finite after epoch 1 (lr 0.001); it is the first epoch. ")
     assert "step" not in message
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_statistics() -> None:
+    run = small_run("trainer.on_nan=skip", "patch=p2_conv")
+    model, _ = prepare(run)
+    state = build_state(run, model, STEPS)
+    before = {name: value.clone() for name, value in state.running.items()}
+    assert len(before) == 4  # mean and variance of two layers
+    images = torch.full((8, 3, 16, 16), math.nan)
+    train_step(run, state, images, torch.full((8, 10), 0.1), None, 0)
+    assert all(torch.equal(value, before[name]) for name, value in state.running.items())
+    train_step(run, state, images.nan_to_num(1.0), torch.full((8, 10), 0.1), None, 1)
+    assert not any(torch.equal(value, before[name]) for name, value in state.running.items())
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

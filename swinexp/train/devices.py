@@ -11,7 +11,7 @@ import torch
 from torch import GradScaler
 
 from swinexp.mistake import check
-from swinexp.ranks import local_rank, size
+from swinexp.ranks import local_rank, local_size, size
 from swinexp.train.options import Trainer
 
 # Images that a run must train on for compiling to pay: an estimate, of a minute against 10 µs an image.
@@ -47,12 +47,19 @@ def pick_device(trainer: Trainer) -> torch.device:
         return device
     if size() > 1 and trainer.device in ("auto", "cuda"):
         device = torch.device("cuda", local_rank())
+        check(  # by every process, for only the first one speaks
+            local_size() <= count,
+            "trainer.device",
+            trainer.device,
+            f"this machine has {count} CUDA GPUs for {local_size()} processes",
+            f"--nproc-per-node={count}" if count else "trainer.device=cpu",
+        )
     check(
         (device.index or 0) < count,
         "trainer.device",
         trainer.device,
-        f"this machine has {count} CUDA GPUs" + (f", and this is process {device.index} on it" if size() > 1 else ""),
-        "trainer.device=auto" if count and size() == 1 else "trainer.device=cpu",
+        f"this machine has {count} CUDA GPUs",
+        "trainer.device=auto" if count else "trainer.device=cpu",
     )
     return device
 

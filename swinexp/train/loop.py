@@ -147,14 +147,18 @@ def augmented(
 
 def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None, index: int) -> None:
     """One optimizer step over a batch, whose loss and gradient norm become those of step `index` of the epoch."""
+    skips = run.trainer.on_nan == "skip"
+    before = {name: value.clone() for name, value in state.running.items()} if skips else {}
     loss = gradients(run, state, images, labels, factors)
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     norm = clip(run, [p for group in state.optimizer.param_groups for p in group["params"]])
     state.losses[index].copy_(loss)
     state.norms[index].copy_(norm)
-    if run.trainer.on_nan == "skip" and not norm.isfinite():  # waits for the device
+    if skips and not norm.isfinite():  # waits for the device
         state.losses[index].fill_(math.nan)
+        for name, value in before.items():
+            state.running[name].copy_(value)
         if state.scaler is not None:
             state.scaler.update()
         return

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node=4 -m swinexp.run …
 
-Every process augments the whole batch and trains its share of it, so that N processes are one, to rounding.
+Every process augments the whole batch and trains its share of it, so that N processes are one, to rounding; only a
+BatchNorm (patch=p2_conv) normalises each share by itself.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ def together(model: nn.Module) -> nn.Module:
     """The model, with its gradient averaged over all processes."""
     if size() == 1:
         return model
-    # Buffers are indices and masks, the same everywhere.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # Not before every step: indices and masks are the same everywhere, and running statistics are evened when they are
+    # needed. torch has given the argument another name, and the attribute not.
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 def unshared(model: nn.Module) -> AbstractContextManager[None]:
@@ -49,6 +53,13 @@ def summed(*tensors: Tensor) -> None:
     if size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def evened(*tensors: Tensor) -> None:
+    """Become their mean over all processes, in place."""
+    summed(*tensors)
+    for tensor in tensors:
+        tensor /= size()
 
 
 def shared(images: int, parts: int) -> list[slice]:

@@ -77,7 +77,12 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if size() > 1:
         log.info("%d processes train their share of %d images a step", size(), run.trainer.batch_size)
     if parts > 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
-        log.warning("patch.embedding=%s: its BatchNorm sees the parts of a batch one by one", run.patch.embedding)
+        log.warning(
+            "patch.embedding=%s: its BatchNorm normalises each of %d parts of a batch by itself, "
+            "so the figures differ a little from those of whole batches",
+            run.patch.embedding,
+            parts,
+        )
     if report is not None:
         log.info("model.pretrained: %s", report)
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]

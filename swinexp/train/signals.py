@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,19 +17,20 @@ from swinexp.ranks import size
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAVING = signal.SIGUSR1  # what Slurm is asked to send before it takes a job's node away
 ORDER: tuple[int, ...] = (0, SAVING, *STOPPING)  # of several, the last is followed
+AGAIN = 1.0  # seconds: what comes sooner is the same signal, which `timeout` and torchrun may pass on a second time
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; it stopped after a step, and a checkpoint holds all of it."""
+    """A signal asked the run to stop; it stopped after a step, and `checkpoint` holds all of it; or at once."""
 
-    def __init__(self, number: int, checkpoint: Path) -> None:
+    def __init__(self, number: int, checkpoint: Path | None = None) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
         self.checkpoint = checkpoint
 
 
 class Asked:
-    """Receives SIGINT, SIGTERM and SIGUSR1 while a `with` block lasts. A second SIGINT interrupts at once.
+    """Receives SIGINT, SIGTERM and SIGUSR1 while a `with` block lasts. A second that stops does so at once.
 
     `now` is asked once a step. Of several processes each says in one step what it has received, and all learn it
     in the next, so that all stop after the same one; neither the device nor the step waits for that.
@@ -36,6 +38,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self._first: dict[int, float] = {}
         self._before: dict[int, Any] = {}
         self._group: Any = None
         self._said: tuple[Any, torch.Tensor] | None = None
@@ -56,23 +59,28 @@ class Asked:
             self._said[0].wait()
 
     def _receive(self, number: int, _: object) -> None:
-        if number == signal.SIGINT and number in self.received:
-            raise KeyboardInterrupt
+        now = time.monotonic()
+        if number in STOPPING and now - self._first.setdefault(number, now) > AGAIN:
+            raise Interrupted(number)
         self.received.append(number)
 
     def now(self) -> int:
         """The signal to follow after this step, 0 for none: one that stops before one that saves."""
-        mine = max(self.received, key=ORDER.index, default=0)
         if self._group is None:
-            return mine
+            return self._mine()
         heard = 0
         if self._said is not None:
             work, told = self._said
             work.wait()
             heard = ORDER[int(told.item())]
-        told = torch.tensor(ORDER.index(mine))
+        if heard == SAVING:
+            self.forget(SAVING)  # before it is said again
+        told = torch.tensor(ORDER.index(self._mine()))
         self._said = dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True), told
         return heard
+
+    def _mine(self) -> int:
+        return max(self.received, key=ORDER.index, default=0)
 
     def forget(self, number: int) -> None:
         """It has been followed."""

@@ -19,7 +19,7 @@ from swinexp.ranks import rank, size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
 from swinexp.train.devices import build_scaler
-from swinexp.train.processes import summed, together
+from swinexp.train.processes import evened, summed, together
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -41,6 +41,7 @@ class State:
     `losses` and `norms` (steps of an epoch,) are of the epoch under way: of each step the loss, this process's part of
     it, and the norm of the gradient before clipping. They stay on the device until the epoch ends. So is `seconds` of
     that epoch. `history` holds the metrics of the finished ones. `parts` is how many a batch is trained in.
+    `running` are the model's running statistics, by name: a BatchNorm's.
     """
 
     model: Swin
@@ -51,6 +52,7 @@ class State:
     losses: Tensor
     norms: Tensor
     parts: int
+    running: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -83,12 +85,16 @@ class State:
         self.seconds = 0.0
 
     def gathered(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Losses and norms of the steps of this epoch so far, on the host. Raises `Diverged`."""
+        """Losses and norms of the steps of this epoch so far, on the host. Raises `Diverged`.
+
+        What every process has of its own becomes the same everywhere, good for judging and for a checkpoint.
+        """
         done = self.step - len(self.history) * self.steps
         losses, norms = self.losses[:done].clone(), self.norms[:done].cpu()
         if size() > 1:
             summed(losses)
-            self.losses[:done] = losses / size()  # shares again, the same everywhere, good for a checkpoint
+            self.losses[:done] = losses / size()  # shares again
+            evened(*self.running.values(), *(self.ema.weights[name] for name in self.running if self.ema is not None))
         losses = losses.cpu()
         broken = (~losses.isfinite()).nonzero()[:, 0].tolist()
         if broken and (run.trainer.on_nan == "stop" or len(broken) == self.steps):
@@ -167,6 +173,7 @@ class State:
 def build_state(run: Run, model: Swin, steps: int) -> State:
     """The state of a run before its first step, for epochs of so many steps."""
     device = model.head.weight.device
+    kept = model.state_dict()
     return State(
         model,
         together(model),
@@ -176,4 +183,5 @@ def build_state(run: Run, model: Swin, steps: int) -> State:
         torch.zeros(steps, device=device),
         torch.zeros(steps, device=device),
         run.trainer.accumulate,
+        {name: value for name, value in model.named_buffers() if name in kept and value.is_floating_point()},
     )
