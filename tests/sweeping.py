@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from swinexp import CONF
 from swinexp.sweep.options import Options, options
@@ -41,8 +41,12 @@ def study_of(
     folder: Path | None = None,
     seed: int = 0,
 ) -> Study:
-    """A study as a command with these overrides of the sweeper opens it; of the same folder, the same one."""
-    opts = sweeper_options(*overrides)
+    """A study as a command with these overrides of the sweeper opens it; of the same folder, the same one.
+
+    Its storage is a journal, which is quicker to make, unless it is given.
+    """
+    given = any(override.startswith("hydra.sweeper.storage=") for override in overrides)
+    opts = sweeper_options(*([] if given else ["hydra.sweeper.storage=journal"]), *overrides)
     place = folder or Path("sweep")
     return Study(
         place.name,
