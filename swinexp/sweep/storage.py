@@ -111,7 +111,7 @@ def shown_url(url: str) -> str:
     kind, _, rest = url.partition("://")
     if rest.startswith("/"):  # a file
         return url
-    user, at, place = rest.rpartition("@")
+    _, at, place = rest.rpartition("@")
     host, query, _ = place.partition("?")
     return f"{kind}://{'…@' if at else ''}{host}{'?…' if query else ''}"
 
