@@ -48,7 +48,7 @@ def build_sampler(options: Options, space: Space, seed: int, number: int) -> opt
     name, base = given.pop("name"), given.pop("seed", seed)
     if name in EVERY_POINT:
         return optuna.samplers.RandomSampler(base)
-    if name == "tpe" and space.conditional:
+    if name == "tpe" and space.conditional and given.setdefault("multivariate", True):
         given.setdefault("group", True)
     if name == "qmc":
         given["warn_asynchronous_seeding"] = False
@@ -99,7 +99,8 @@ def every_point(options: Options, space: Space, seed: int) -> list[Point] | None
     )
     points = space.points()
     if name == "brute_force":
-        random.Random(options.sampler.get("seed") or seed).shuffle(points)
+        given = options.sampler.get("seed")
+        random.Random(seed if given is None else given).shuffle(points)
     return points
 
 

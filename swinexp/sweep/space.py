@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString, RangeSweep, Sweep
+from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
@@ -243,25 +245,40 @@ def _parameter(key: str, override: Override, options: Callable[[str], Sequence[s
         return Parameter(key, _interval(value, bad), typed)
     if isinstance(value, RangeSweep) and not value.shuffle:
         return Parameter(key, _range(value, bad), typed)
-    choices = [_choice(each) for each in override.sweep_iterator()]
+    known = options(key)
+    choices: list[Any] = []
+    for each in value.filter(list(known)) if isinstance(value, Glob) else map(_choice, override.sweep_iterator()):
+        if text(each) in map(text, choices):
+            raise bad(f"{text(each)} is there twice", _once(override))
+        choices.append(text(each) if each in choices else each)  # 1, 1.0 and true are one value to Optuna
     if not choices:
         raise bad("there is nothing to choose from", "a,b,c")
-    twice = next((choice for choice in choices if choices.count(choice) > 1), None)
-    if twice is not None and len({text(choice) for choice in choices}) < len(choices):
-        raise bad(f"{text(twice)} is there twice", ",".join(dict.fromkeys(map(text, choices))))
-    known = options(key)
+    if isinstance(value, Sweep) and getattr(value, "shuffle", False):  # in one order for all that ask
+        choices.sort(key=text)
+        random.Random(typed).shuffle(choices)
     for choice in choices if known else ():
         if choice is not None and choice not in known:
             raise Mistake(no_option(key, str(choice), known))
     return Parameter(key, CategoricalDistribution(choices), typed)
 
 
+def _once(override: Override) -> str:
+    return ",".join(dict.fromkeys(text(_choice(each)) for each in override.sweep_iterator()))
+
+
 def _choice(value: Any) -> Any:
     """What Optuna can keep of a choice: plain values as they are, else the text that one types."""
     if isinstance(value, QuotedString):
         return value.with_quotes()
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, str):
+        try:
+            typed = OverridesParser.create().parse_override(f"key={value}").value()
+        except HydraException:
+            typed = None
+        same = isinstance(typed, str) and typed == value
+        return value if same else QuotedString(value, Quote.single).with_quotes()  # str(1), a\\,b
     return Override._get_value_element_as_str(value)
 
 
@@ -269,13 +286,19 @@ def _interval(value: IntervalSweep, bad: Callable[[str, str], Mistake]) -> BaseD
     low, high = value.start, value.end
     assert low is not None
     assert high is not None
-    log, whole = "log" in value.tags, "int" in value.tags
+    log, whole = "log" in value.tags, "int" in value.tags or isinstance(low, int)  # tag(int,…), int(…)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise bad("an interval goes from a number up to a larger one", "interval(0.1,1)")
     if log and low <= 0:
+        high = high if high > 0 else 1
         raise bad("a logarithmic interval begins above 0", f"tag(log,interval({high / 1000:g},{high:g}))")
     if whole:
-        return IntDistribution(int(low), int(high), log=log)
+        first, last = math.ceil(low), math.floor(high)
+        if log and first < 1:
+            raise bad("whole numbers on a logarithmic scale begin at 1", f"tag(int,log,interval(1,{max(last, 10)}))")
+        if not first < last:
+            raise bad("fewer than two whole numbers are in it", f"tag(int,interval({first},{first + 10}))")
+        return IntDistribution(first, last, log=log)
     return FloatDistribution(float(low), float(high), log=log)
 
 
@@ -289,5 +312,6 @@ def _range(value: RangeSweep, bad: Callable[[str, str], Mistake]) -> BaseDistrib
     if not low < high or step <= 0:
         raise bad("a range goes up, in steps above 0", "range(1,5)")
     if all(isinstance(number, int) for number in (low, high, step)):
-        return IntDistribution(int(low), int(high), step=int(step))
-    return FloatDistribution(float(low), float(high), step=float(step))
+        return IntDistribution(int(low), int(low + (high - low) // step * step), step=int(step))
+    last = low + math.floor((high - low) / step + 1e-9) * step
+    return FloatDistribution(float(low), float(f"{last:.12g}"), step=float(step))

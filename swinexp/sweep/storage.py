@@ -108,9 +108,13 @@ def _unusable(url: str, error: Exception) -> Mistake:
 
 
 def shown_url(url: str) -> str:
-    """Without the password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at and "://" in head else url
+    """Without a server's passwords."""
+    kind, _, rest = url.partition("://")
+    if rest.startswith("/"):  # a file
+        return url
+    _, at, place = rest.rpartition("@")
+    host, query, _ = place.partition("?")
+    return f"{kind}://{'…@' if at else ''}{host}{'?…' if query else ''}"
 
 
 @contextmanager

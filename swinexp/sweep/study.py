@@ -68,7 +68,7 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.began = float(os.environ.get(BEGAN, time.time()))
         self.every = every  # the points that it consists of, if it does
-        self._beats: dict[int, tuple[int, float]] = {}
+        self._beats: dict[int, tuple[object, float]] = {}
         new = not folder.exists()
         try:
             self._open(directions)
@@ -134,11 +134,19 @@ class Study:
             if self.options.warm_start is not None and not any(FROM in trial.user_attrs for trial in trials):
                 self._learn(self.options.warm_start)
             points = [*map(self.space.check, self.options.enqueue), *(self.every or [])[: self.options.n_trials]]
-            there = {json.dumps(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
-            for point in points:
-                if json.dumps(point) not in there:
-                    self.optuna.enqueue_trial(point)
-                    there.add(json.dumps(point))
+            self._queue(points, trials, most=len(points))
+
+    def _queue(self, points: Sequence[Point], trials: Sequence[FrozenTrial], most: int) -> int:
+        """Queue those that were not queued before, so many at most; returns how many."""
+
+        def key(point: Mapping[str, Any]) -> str:
+            return json.dumps(point, sort_keys=True)
+
+        there = {key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
+        new = {key(point): point for point in points if key(point) not in there}
+        for point in [*new.values()][:most]:
+            self.optuna.enqueue_trial(point)
+        return min(len(new), most)
 
     @property
     def wanted(self) -> int:
@@ -156,7 +164,12 @@ class Study:
                 "outputs/sweeps/NAME"
             )
         there = json.loads(record.read_text())
-        known = optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
+        try:
+            known = optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
+        except KeyError:
+            raise Mistake(
+                f"hydra.sweeper.warm_start={folder}: its study is no longer in {there['storage']}. Move it back there"
+            ) from None
         taken = 0
         for trial in known.get_trials(deepcopy=False):
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or FROM in trial.user_attrs:
@@ -191,39 +204,49 @@ class Study:
             trials = self.trials if lost else trials
             self._enough(trials)
             running = sum(each.state == TrialState.RUNNING for each in trials)
-            if self.finished(trials) + running >= self.wanted:
+            queued = next((each.number for each in trials if each.state == TrialState.WAITING), None)
+            if self.finished(trials) + running >= self.wanted or (
+                self.every is not None and queued is None and not self._queue(self.every, trials, most=1)
+            ):
                 if running:
                     raise Nothing
                 raise Enough
-            self.optuna.sampler = build_sampler(self.options, self.space, self.seed, len(trials))
+            number = len(trials) if queued is None else queued
+            self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
             trial = self.optuna.ask()
             trial.set_user_attr(WORKER, me())
         self.space.suggest(trial)
         return trial
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
-        """How many of those that are wanted are finished. A grid's points are, too, when they are forbidden."""
-        done = (trial for trial in trials if trial.state.is_finished() and FROM not in trial.user_attrs)
-        return sum(self.every is not None or FORBIDDEN not in trial.user_attrs for trial in done)
+        """How many of those that are wanted are finished."""
+        return sum(counts(trial) for trial in trials if trial.state.is_finished())
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
         now = self.optuna._storage.get_trial(trial._trial_id)
         return now.state == TrialState.RUNNING and now.user_attrs.get(WORKER) == me()
 
-    def tell(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Write down how a trial ended; False when it is another worker's by now."""
+    def tell(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Write down how a trial ended, and what there is to say of it; False when it is another worker's by now."""
         with self.alone(), checked(self.url):
             if not self.mine(trial):
                 log.warning("trial %d was given to another worker meanwhile: its end here does not count", trial.number)
                 return False
+            for key, value in (attributes or {}).items():
+                trial.set_user_attr(key, value)
             self.optuna.tell(trial, values, state)
             return True
 
     def fail(self, trial: optuna.Trial, kind: str, line: str) -> bool:
         """Write down that a trial failed, and why."""
-        trial.set_user_attr(ERROR, {"kind": kind, "line": line})
-        return self.tell(trial, TrialState.FAIL)
+        return self.tell(trial, TrialState.FAIL, attributes={ERROR: {"kind": kind, "line": line}})
 
     def give_back(self, trial: optuna.Trial) -> None:
         """Queue an interrupted trial again."""
@@ -232,8 +255,10 @@ class Study:
                 self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def beat(self, trial: optuna.Trial, count: int) -> None:
-        """A sign of life for workers on other machines."""
-        self.optuna._storage.set_trial_user_attr(trial._trial_id, BEAT, count)
+        """A sign of life for workers on other machines, as long as this process has the trial."""
+        with self.alone():
+            if self.mine(trial):
+                self.optuna._storage.set_trial_user_attr(trial._trial_id, BEAT, count)
 
     def _lost(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone. Only asked under the lock, where each has one."""
@@ -242,9 +267,9 @@ class Study:
             return True
         if all(worker[key] == me()[key] for key in ("host", "boot", "space")):
             return birth(worker["pid"]) != worker["birth"]
-        count = trial.user_attrs.get(BEAT, 0)
-        if self._beats.get(trial.number, (None, 0.0))[0] != count:
-            self._beats[trial.number] = count, time.monotonic()
+        sign = worker, trial.user_attrs.get(BEAT, 0)  # another worker's is a sign of life
+        if self._beats.get(trial.number, (None, 0.0))[0] != sign:
+            self._beats[trial.number] = sign, time.monotonic()
         return time.monotonic() - self._beats[trial.number][1] > self.options.grace
 
     def _requeue(self, trial: FrozenTrial) -> None:

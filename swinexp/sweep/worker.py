@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,22 +93,28 @@ class Worker:
                 if trial.should_prune():
                     self._finish(trial, TrialState.PRUNED)
                     return
-        if options.seeds > 1:
-            trial.set_user_attr("seeds", [values[0] if len(values) == 1 else values for values in trained])
-        self._finish(trial, TrialState.COMPLETE, [sum(each) / len(each) for each in zip(*trained, strict=True)])
+        seeds = [values[0] if len(values) == 1 else values for values in trained]
+        more = {"seeds": seeds} if options.seeds > 1 else {}
+        self._finish(trial, TrialState.COMPLETE, [sum(each) / len(each) for each in zip(*trained, strict=True)], more)
 
-    def _finish(self, trial: optuna.Trial, state: TrialState, values: list[float] | None = None) -> None:
+    def _finish(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: list[float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        more = dict(attributes or {})
         if self.epochs and (self.curve is None or self.study.options.seeds > 1):  # else they are those of its curve
-            trial.set_user_attr("epochs", self.epochs)
-        self.study.tell(trial, state, values)
+            more["epochs"] = self.epochs
+        self.study.tell(trial, state, values, more)
 
     def _ended_early(self, trial: optuna.Trial, error: Any) -> None:
         match error:
             case Pruned():
                 self._finish(trial, TrialState.PRUNED)
             case Forbidden():
-                trial.set_user_attr(FORBIDDEN, str(error))
-                self._finish(trial, TrialState.PRUNED)
+                self._finish(trial, TrialState.PRUNED, attributes={FORBIDDEN: str(error)})
             case _:
                 kind = kind_of(error)
                 if kind == "bug":

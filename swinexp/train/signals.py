@@ -17,7 +17,7 @@ from swinexp.ranks import size
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAVING = signal.SIGUSR1  # what Slurm is asked to send before it takes a job's node away
 ORDER: tuple[int, ...] = (0, SAVING, *STOPPING)  # of several, the last is followed
-AGAIN = 1.0  # seconds: what comes sooner is the same signal, which `timeout` and torchrun may pass on a second time
+AGAIN = 0.5  # seconds: what comes sooner is the same signal, which `timeout` and torchrun may pass on a second time
 
 
 class Interrupted(KeyboardInterrupt):
