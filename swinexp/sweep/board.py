@@ -1,4 +1,4 @@
-"""What the terminal shows of a study: a live table, or in a log one line for each finished trial."""
+"""What the terminal shows of a study: a line for each finished trial, and below them, not in a log, what is running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swinexp.sweep.space import text
 from swinexp.sweep.study import FORBIDDEN, FROM, Study, counts, epochs, error
 
 EVERY = 0.5  # seconds between two looks at the study
-LATEST = 6  # finished trials that the table shows
+STYLES = {TrialState.PRUNED: "dim", TrialState.FAIL: "red"}
 
 
 class Board:
@@ -58,19 +58,24 @@ class Board:
         if not now and time.monotonic() - self.looked < EVERY:
             return
         trials = self.study.trials
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self.told and counts(trial):
+                self.told.add(trial.number)
+                style = STYLES.get(trial.state) if self._leader(trials) is not trial else "bold green"
+                self.console.print(
+                    self._line(trial, trials), style=style, highlight=False, soft_wrap=True, markup=False
+                )
         if self.live is not None:
-            self.live.update(self._table(trials), refresh=True)
-        else:
-            for trial in trials:
-                if trial.state.is_finished() and trial.number not in self.told and counts(trial):
-                    self.told.add(trial.number)
-                    self.console.print(self._line(trial, trials), highlight=False, soft_wrap=True)
+            self.live.update(self._running(trials), refresh=True)
         self.looked = time.monotonic()
+
+    def _leader(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        return next(iter(front(self.study, trials)), None) if len(self.objectives) == 1 else None
 
     def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
         parts = [f"trial {trial.number}", f"{state(trial):9}", shown_values(trial)]
-        leader = next(iter(front(self.study, trials)), None)
-        if leader is not None and len(self.objectives) == 1:
+        leader = self._leader(trials)
+        if leader is not None:
             other = f"(best {shown_values(leader)}, trial {leader.number})"
             parts.append("best so far" if leader.number == trial.number else other)
         parts += [shown_params(trial.params), _seconds(trial)]
@@ -78,31 +83,25 @@ class Board:
             parts.append(error(trial)["line"])
         return "  ".join(part for part in parts if part)
 
-    def _table(self, trials: Sequence[FrozenTrial]) -> Group:
+    def _running(self, trials: Sequence[FrozenTrial]) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("trial", "", ", ".join(self.objectives), "epoch", ""):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
-        finished = sorted(
-            (t for t in trials if t.state.is_finished() and counts(t) and t.datetime_complete),
-            key=lambda t: t.datetime_complete or 0,
-        )
-        leader = next(iter(front(self.study, trials)), None)
-        for trial in [*finished[-LATEST:], *(t for t in trials if t.state == TrialState.RUNNING)]:
-            style = "bold green" if leader is not None and trial.number == leader.number else None
-            if trial.state in (TrialState.PRUNED, TrialState.FAIL):
-                style = "dim" if trial.state == TrialState.PRUNED else "red"
-            last = max(trial.intermediate_values, default=None)
-            value = shown_values(trial) or ("" if last is None else f"{trial.intermediate_values[last]:.4g}")
-            epoch = "" if last is None else str(last)
-            table.add_row(str(trial.number), state(trial), value, epoch, shown_params(trial.params), style=style)
+        for column in ("trial", ", ".join(self.objectives), "epoch"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("running", no_wrap=True)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                last = max(trial.intermediate_values, default=None)
+                value = "" if last is None else f"{trial.intermediate_values[last]:.4g}"
+                epoch = "" if last is None else str(last)
+                table.add_row(str(trial.number), value, epoch, shown_params(trial.params))
         return Group(table, Text(self.headline(trials), style="bold"))
 
     def headline(self, trials: Sequence[FrozenTrial]) -> str:
         """Counts, the best, and the time that is left, on one line."""
         done = self.study.finished(trials)
         line = f"{done}/{self.study.wanted}: {shown_tally(trials)}"
-        leader = next(iter(front(self.study, trials)), None)
-        if leader is not None and len(self.objectives) == 1:
+        leader = self._leader(trials)
+        if leader is not None:
             line += f"; best {shown_values(leader)} (trial {leader.number})"
         here = done - self.before
         if here and done < self.study.wanted:
