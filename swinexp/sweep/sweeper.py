@@ -29,7 +29,7 @@ from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Space, build_space
 from swinexp.sweep.storage import shown_url, url_of
-from swinexp.sweep.study import Enough, Study
+from swinexp.sweep.study import Enough, Study, another
 from swinexp.sweep.trial import Constraint, constraint
 from swinexp.sweep.worker import Launch, Worker
 from swinexp.sweep.workers import Workers, is_worker, orphaned
@@ -70,6 +70,8 @@ def sweep(
     check_search(opts, space, directions, curve is not None)
     for point in opts.enqueue:
         space.check(point)
+    if opts.warm_start is not None:
+        another(opts.warm_start)
     seed = OmegaConf.select(config, "seed", default=0)
     every_point(opts, space, seed)
     folder = Path(config.hydra.sweep.dir)
