@@ -25,7 +25,7 @@ from swinexp.sweep.board import shown_params
 from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
-from swinexp.sweep.study import N_TRIALS
+from swinexp.sweep.study import N_TRIALS, another
 from swinexp.sweep.trial import Constraint, constraint
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     check_search(opts, space, directions, curve is not None)
     for point in opts.enqueue:
         space.check(point)
+    if opts.warm_start is not None:
+        another(opts.warm_start)
     seed = OmegaConf.select(config, "seed", default=0)
     every = every_point(opts, space, seed)
     asked = _asked(config, space, objectives, opts)

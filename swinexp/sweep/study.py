@@ -156,20 +156,7 @@ class Study:
         return known if given is None else given if self.every is None else min(known, given)
 
     def _learn(self, folder: str) -> None:
-        path = Path(folder)
-        record = path / "study.json"
-        if not record.is_file():
-            raise Mistake(
-                f"hydra.sweeper.warm_start={folder}: no sweep's folder. Type one that has a study.json, such as "
-                "outputs/sweeps/NAME"
-            )
-        there = json.loads(record.read_text())
-        try:
-            known = optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
-        except KeyError:
-            raise Mistake(
-                f"hydra.sweeper.warm_start={folder}: its study is no longer in {there['storage']}. Move it back there"
-            ) from None
+        known = another(folder)
         taken = 0
         for trial in known.get_trials(deepcopy=False):
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or FROM in trial.user_attrs:
@@ -319,6 +306,23 @@ class Study:
             raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
         if options.terminator is not None and _terminates(self.optuna, options.terminator):
             raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})")
+
+
+def another(folder: str) -> optuna.Study:
+    """The study of another sweep's folder. Raises `Mistake`."""
+    record = Path(folder) / "study.json"
+    if not record.is_file():
+        raise Mistake(
+            f"hydra.sweeper.warm_start={folder}: no sweep's folder. Type one that has a study.json, such as "
+            "outputs/sweeps/NAME"
+        )
+    there = json.loads(record.read_text())
+    try:
+        return optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
+    except KeyError:
+        raise Mistake(
+            f"hydra.sweeper.warm_start={folder}: its study is no longer in {there['storage']}. Move it back there"
+        ) from None
 
 
 def counts(trial: FrozenTrial) -> bool:

@@ -1,0 +1,360 @@
+"""A sweep as a user types it: what it leaves, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from swinexp import HERE
+from swinexp.sweep.storage import open_storage
+from tests.conftest import SMALL, Command
+from tests.test_mistake import refused
+from tests.test_track import inspect
+
+SWEEP = ("-m", "hydra/sweeper=swinexp_optuna", *SMALL, "wandb=disabled", "hydra.sweeper.study_name=one")
+LR = "optimizer.lr=tag(log,interval(1e-5,1e-2))"
+
+
+def folder_of(place: Path) -> Path:
+    return place / "outputs" / "sweeps" / "one"
+
+
+def trials_of(place: Path) -> list[FrozenTrial]:
+    url = json.loads((folder_of(place) / "study.json").read_text())["storage"]
+    return optuna.load_study(study_name="one", storage=open_storage(url)).get_trials()
+
+
+def results(place: Path) -> list[dict[str, str]]:
+    with (folder_of(place) / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "summary.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def epochs(folder: Path) -> list[int]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(row)["epoch"] for row in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str]:
+    """Where a sweep was, of which one trial is pruned, and what it said; tests only read it."""
+    place = tmp_path_factory.mktemp("swept")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SWINEXP_", "HYDRA_"))}
+    changes = (
+        "wandb=offline",
+        LR,
+        "window=w2,w4",
+        "hydra.sweeper.n_trials=4",
+        "hydra/sweeper/pruner=threshold",
+        "hydra.sweeper.pruner.lower=0.25",
+        "hydra.sweeper.enqueue=[{optimizer.lr: 0.002, window: w4}, {optimizer.lr: 1e-5, window: w2}]",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "swinexp.run", *SWEEP, *changes],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**env, "SWINEXP_CACHE": str(cache), "PYTHONPATH": str(HERE.parent), "HOME": str(place)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return place, done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_its_results_and_says_where(swept: tuple[Path, str]) -> None:
+    place, said = swept
+    folder = folder_of(place)
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {"study.db", "study.json", "multirun.yaml", "results.csv", "best.yaml", "report.html", "plots"}
+    assert {path.name for path in (folder / "plots").iterdir()} >= {"history.png", "curves.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "plots").iterdir())
+    rows = results(place)
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
+    assert [(row["state"], row["epochs"]) for row in rows[:2]] == [("complete", "3"), ("pruned", "1")]
+    for row, trial in zip(rows, trials_of(place), strict=True):
+        assert float(row["optimizer.lr"]) == pytest.approx(trial.params["optimizer.lr"])
+        assert row["window"] == trial.params["window"]
+        if row["state"] == "complete":
+            kept = summary(place / row["folder"])
+            assert float(row["val/accuracy"]) == kept["val/accuracy"] == trial.value
+            assert row["wandb"] == kept["wandb"]["id"]
+    page = (folder / "report.html").read_text()
+    for text in ("val/accuracy", "optimizer.lr", "pruned", "--config-name best", "Plotly"):
+        assert text in page
+    assert "http://" not in page.partition("<h1>")[2].partition("<script")[0]
+    lines = said.splitlines()
+    assert lines[0] == "study one: 4 trials; in outputs/sweeps/one"
+    assert lines[-1] == "in outputs/sweeps/one: results.csv, best.yaml, report.html, plots/*.png"
+    assert sum(line.startswith("trial ") for line in lines) == 4
+
+
+@pytest.mark.slow
+def test_the_configs_of_trials_are_what_was_suggested(swept: tuple[Path, str]) -> None:
+    place, _ = swept
+    for trial in trials_of(place):
+        config = yaml.safe_load((folder_of(place) / str(trial.number) / "config.yaml").read_text())
+        assert config["optimizer"]["lr"] == pytest.approx(trial.params["optimizer.lr"], rel=1e-10)
+        assert config["window"]["size"] == {"w2": 2, "w4": 4}[trial.params["window"]]
+        assert config["seed"] == 0
+
+
+@pytest.mark.slow
+def test_the_best_config_trains_to_the_same_accuracy(swept: tuple[Path, str], tmp_path: Path, command: Command) -> None:
+    place, _ = swept
+    leader = max((t for t in trials_of(place) if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0)
+    shutil.copytree(folder_of(place), folder_of(tmp_path))
+    done = command("--config-dir", "outputs/sweeps/one", "--config-name", "best", "wandb.mode=disabled")
+    assert done.returncode == 0, done.stderr
+    again = summary(tmp_path / "outputs" / "runs" / "best-of-one")
+    first = summary(folder_of(place) / str(leader.number))
+    for key in ("val/accuracy", "val/loss", "train/loss", "best/val/accuracy"):
+        assert again[key] == first[key]
+
+
+@pytest.mark.slow
+def test_a_pruned_trial_is_a_run_with_its_figures(swept: tuple[Path, str]) -> None:
+    place, _ = swept
+    folder = folder_of(place) / "1"
+    kept = summary(folder)
+    assert kept["pruned"] is True
+    assert epochs(folder) == [1]
+    (row,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert kept["val/accuracy"] == row["val/accuracy"] < 0.25
+    assert "pruned" not in summary(folder_of(place) / "0")
+    (offline,) = (place / "outputs" / "wandb").glob(f"offline-run-*-{kept['wandb']['id']}")
+    whole, history = inspect(offline)
+    assert whole["state"] == "finished"
+    assert [each["epoch"] for each in history] == [1]
+    assert len([*(place / "outputs" / "wandb").glob("offline-run-*")]) == 4
+
+
+def begun(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "swinexp.run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+LONG = (*SWEEP, "trainer.epochs=30", LR, "hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_trial_goes_on_in_its_folder(end: signal.Signals, tmp_path: Path, command: Command) -> None:
+    process = begun(*LONG)
+    folder = folder_of(tmp_path) / "0"
+    wait_for(process, lambda: len(epochs(folder)) >= 4)
+    process.send_signal(end)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if end == signal.SIGKILL else 128 + end)
+    before = epochs(folder)
+    assert before == [*range(1, len(before) + 1)]
+    assert len(before) < 30
+    (trial,) = trials_of(tmp_path)
+    point = trial.params
+    if end != signal.SIGKILL:
+        assert trial.state == TrialState.WAITING
+        assert len(errors.splitlines()) == 1
+        assert errors.startswith(f"swinexp: stopped by {end.name}")
+        assert "interrupted; the same command goes on" in said
+        assert results(tmp_path)[0]["state"] == "queued"
+
+    done = command(*LONG)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "resuming after epoch" in (folder / "run.log").read_text()
+    for number, trial in enumerate(trials_of(tmp_path)):
+        assert trial.state == TrialState.COMPLETE
+        assert epochs(folder_of(tmp_path) / str(number)) == [*range(1, 31)]
+        assert sorted(trial.intermediate_values) == [*range(1, 31)]
+    assert trials_of(tmp_path)[0].params == point
+    assert {path.name for path in folder_of(tmp_path).iterdir() if path.is_dir()} == {"0", "1", "plots"}
+    assert [row["state"] for row in results(tmp_path)] == ["complete"] * 2
+
+    if end == signal.SIGINT:
+        again = command(*LONG)
+        assert again.returncode == 0
+        assert "2 trials, 2 trials done before" in again.stdout
+        assert len(trials_of(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_constraint_forbids_a_trial_without_training_it(tmp_path: Path, command: Command) -> None:
+    arguments = (
+        *SWEEP,
+        "hydra/sweeper/sampler=grid",
+        "model.dim=8,16",
+        "hydra.sweeper.constraints=['parameters <= 15000']",
+        "trainer.epochs=1",
+        "schedule.warmup_epochs=0",
+    )
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    rows = results(tmp_path)
+    assert [(row["model.dim"], row["state"], row["epochs"]) for row in rows] == [
+        ("8", "complete", "1"),
+        ("16", "forbidden", "0"),
+    ]
+    assert not (folder_of(tmp_path) / "1" / "metrics.jsonl").exists()
+    forbidden = trials_of(tmp_path)[1]
+    assert forbidden.user_attrs["forbidden"].startswith("parameters <= 15000, and it has 22,")
+    assert forbidden.constraints["parameters <= 15000"] > 0
+    config = yaml.safe_load((folder_of(tmp_path) / "best.yaml").read_text())
+    assert config["model"]["dim"] == 8
+    assert "1 complete, 1 forbidden" in done.stdout
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert len(trials_of(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_the_mean_of_several_seeds_is_optimized(tmp_path: Path, command: Command) -> None:
+    arguments = (*SWEEP, LR, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=2", "seed=5")
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    for trial in trials_of(tmp_path):
+        folders = [folder_of(tmp_path) / str(trial.number) / f"seed{index}" for index in range(2)]
+        values = [summary(folder)["val/accuracy"] for folder in folders]
+        assert trial.values == [pytest.approx(sum(values) / 2)]
+        assert trial.user_attrs["seeds"] == values
+        assert [yaml.safe_load((folder / "config.yaml").read_text())["seed"] for folder in folders] == [5, 6]
+    assert [row["epochs"] for row in results(tmp_path)] == ["6", "6"]
+    assert "over 2 seeds" in done.stdout
+    again = command("--config-dir", "outputs/sweeps/one", "--config-name", "best", "--cfg", "job")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_several_objectives_have_a_front(tmp_path: Path, command: Command) -> None:
+    done = command(
+        *SWEEP,
+        "objective=[val/accuracy,parameters]",
+        "hydra/sweeper/sampler=nsgaii",
+        "model.dim=8,16",
+        LR,
+        "hydra.sweeper.n_trials=3",
+        "trainer.epochs=1",
+        "schedule.warmup_epochs=0",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder_of(tmp_path) / "study.json").read_text())
+    assert record["objective"] == ["val/accuracy", "parameters"]
+    assert record["directions"] == ["maximize", "minimize"]
+    front = []
+    for row, trial in zip(results(tmp_path), trials_of(tmp_path), strict=True):
+        kept = summary(folder_of(tmp_path) / row["trial"])
+        assert trial.values == [kept["val/accuracy"], kept["parameters"]]
+        assert [float(row["val/accuracy"]), float(row["parameters"])] == trial.values
+        front.append(trial)
+    best = {t.number for t in optuna.load_study(study_name="one", storage=open_storage(record["storage"])).best_trials}
+    said = {line for line in done.stdout.splitlines() if line.startswith("on the front: val/accuracy, parameters ")}
+    assert len(said) == len(best) >= 1
+    assert all(any(f"trial {number}:" in line for line in said) for number in best)
+    assert (folder_of(tmp_path) / "report.html").exists()
+    assert (folder_of(tmp_path) / "plots" / "pareto_front.png").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_trials(tmp_path: Path, command: Command) -> None:
+    done = command(*SWEEP, LR, "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 6
+    assert len({trial.user_attrs["worker"]["pid"] for trial in trials_of(tmp_path)}) == 2
+    assert [epochs(folder_of(tmp_path) / str(number)) for number in range(6)] == [[1, 2, 3]] * 6
+    assert (folder_of(tmp_path) / "report.html").exists()
+    assert sum(line.startswith("trial ") for line in done.stdout.splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_a_dry_run_leaves_nothing(tmp_path: Path, command: Command) -> None:
+    done = command(*SWEEP, LR, "window=w2,w4", "hydra.sweeper.dry_run=3")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["0", "1", "2"]
+    assert lines[-1].startswith("dry run: 3 of 20 trials")
+    assert not folder_of(tmp_path).exists() or [*folder_of(tmp_path).iterdir()] == []
+
+
+@pytest.mark.slow
+def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: Command) -> None:
+    grid = (*SWEEP, "hydra/sweeper/sampler=grid", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    assert command(*grid, "window=w2,w4").returncode == 0
+    before = sorted(path.name for path in folder_of(tmp_path).iterdir())
+    refusal = command(*grid, "window=w2,w4", "optimizer.lr=0.01")
+    assert refusal.returncode == 2
+    (line,) = refusal.stderr.splitlines()
+    assert "study one was begun with something else (optimizer.lr was 0.0" in line
+    assert line.endswith("hydra.sweeper.allow_space_change=true to go on with it")
+    assert len(trials_of(tmp_path)) == 2
+    assert sorted(path.name for path in folder_of(tmp_path).iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optimizer.lrr=1,2"], "optimizer.lrr=1: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer.lr=1"),
+        (["window=w2,w9"], "window=w9: no such option; there are "),
+        (["optimizer.lr=interval(1,0)"], "optimizer.lr=interval(1,0): an interval goes from a number up to a larger one. Type optimizer.lr=interval(0.1,1)"),
+        (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: "),
+        (["trainer.epochs=many,few"], "trainer.epochs=many: a whole number is needed. Type for example trainer.epochs=1"),
+        (["trainer.epochs=3"], "hydra.sweeper.params={}: nothing is varied. Type 'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"),
+        (["window=w2,w4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: at least 1. Type hydra.sweeper.n_trials=1"),
+        (["window=w2,w4", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: a whole number is needed. Type for example hydra.sweeper.n_trials=1"),
+        (["window=w2,w4", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: one of minimize, maximize. Type hydra.sweeper.direction=minimize"),
+        (["window=w2,w4", "hydra.sweeper.direction=[minimize,maximize]"], "hydra.sweeper.direction=[minimize,maximize]: there are 1 objectives: val/accuracy. Type hydra.sweeper.direction=maximize"),
+        (["window=w2,w4", "hydra.sweeper.storage=mine"], "hydra.sweeper.storage=mine: one of sqlite, journal, "),
+        (["window=w2,w4", "hydra.sweeper.storage=nonsense://x"], "hydra.sweeper.storage=nonsense://x: cannot be used ("),
+        (["window=w2,w4", "hydra.sweeper.enqueue=[{window: w8}]"], "hydra.sweeper.enqueue: window=w8 is not one of w2,w4. Type one that is, or widen it"),
+        (["window=w2,w4", "hydra.sweeper.constraints=['size < 3']"], "hydra.sweeper.constraints=size < 3: FIGURE <= NUMBER or FIGURE >= NUMBER, with one of parameters, flops, activations. Type "),
+        (["window=w2,w4", "hydra.sweeper.custom_search_space=no.where"], "hydra.sweeper.custom_search_space=no.where: it cannot be imported ("),
+        (["window=w2,w4", "hydra.sweeper.warm_start=nowhere"], "hydra.sweeper.warm_start=nowhere: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME"),
+        (["optimizer.lr=interval(0,1)", "hydra/sweeper/sampler=grid"], "optimizer.lr=interval(0,1): an interval has no grid. Type "),
+        (["window=w2,w4", "hydra/sweeper/sampler=cmaes"], "hydra/sweeper/sampler=cmaes: it needs two numbers to vary at least, and here there are 0. Type hydra/sweeper/sampler=tpe"),
+        (["window=w2,w4", "hydra/sweeper/pruner=median", "objective=test/accuracy", "test=true"], "hydra/sweeper/pruner=median: the objective has no value before the end of a run"),
+        (["window=w2,w4", "hydra.sweeper.top_k=2", "hydra.sweeper.top_seeds=1"], "hydra.sweeper.top_seeds=1: more than seeds. Type hydra.sweeper.top_seeds=3"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And Hydra's folder of the sweep goes again."""
+    told = refused([*SWEEP, *arguments], capsys, monkeypatch)
+    assert told.startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_refusal_is_exit_code_2_and_one_line(tmp_path: Path, command: Command) -> None:
+    done = command(*SWEEP, "optimizer.lrr=1,2")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
