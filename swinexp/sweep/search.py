@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from swinexp.mistake import Mistake, check, first_line
+from swinexp.mistake import Mistake, check, first_line, shown
 from swinexp.sweep.options import Options
 from swinexp.sweep.space import Point, Space
 
@@ -70,14 +71,15 @@ def build_pruner(options: Options) -> optuna.pruners.BasePruner:
 
 def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
     check(name in names, group, name, f"one of {', '.join(names)}", f"{group}={next(iter(names))}")
+    where, kind = group.replace("/", "."), getattr(getattr(optuna, module), names[name])
+    for key in given.keys() - inspect.signature(kind).parameters.keys():
+        raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. Remove it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of them are experimental
         try:
-            return getattr(getattr(optuna, module), names[name])(**given)
+            return kind(**given)
         except (TypeError, ValueError) as error:
-            raise Mistake(
-                f"{group}={name}: {first_line(error)} Type other values for {group.replace('/', '.')}.*"
-            ) from None
+            raise Mistake(f"{group}={name}: {first_line(error)} Type other values for {where}.*") from None
 
 
 def _derived(seed: int, number: int) -> int:
