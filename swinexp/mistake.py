@@ -148,12 +148,13 @@ def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
     return key, "…"
 
 
-def _closest(word: str, words: Sequence[str]) -> str | None:
+def closest(word: str, words: Sequence[str]) -> str | None:
+    """Of several words the one that was probably meant."""
     return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
 
 def _nearest(option: str, options: Sequence[str]) -> str:
-    return _closest(option, options) or options[0] if options else "OPTION"
+    return closest(option, options) or options[0] if options else "OPTION"
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -196,8 +197,8 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
     others = [leaf for leaf in leaves(tree) if leaf != key]
     namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
-    sibling = _closest(last, siblings) if isinstance(home, dict) else None
-    similar = _closest(key, others)
+    sibling = closest(last, siblings) if isinstance(home, dict) else None
+    similar = closest(key, others)
     having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]
     if home == {}:  # a value, which OmegaConf has already made room in
         return f"{key}={value}: no such key; {path} is a value. Type {path}={value}"

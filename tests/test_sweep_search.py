@@ -131,10 +131,18 @@ def test_nulls_are_optunas_defaults(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("name", ["hyperband", "median"])
 def test_nulls_of_a_pruner_are_optunas_defaults(name: str) -> None:
     plain = getattr(optuna.pruners, PRUNERS[name])()
     assert vars(build_pruner(pruner_options(name))) == vars(plain)
+
+
+def test_a_pruners_keys_are_its_own() -> None:
+    """So that another pruner can be typed over a sweep's, and a key that it lacks is not silently without effect."""
+    with pytest.raises(
+        Mistake, match=r"^hydra.sweeper.pruner.min_resource=2: hydra/sweeper/pruner=none has no such key. Remove"
+    ):
+        build_pruner(pruner_options("none", "+hydra.sweeper.pruner.min_resource=2"))
 
 
 def test_what_is_given_reaches_optuna() -> None:

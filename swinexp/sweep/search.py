@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from swinexp.mistake import Mistake, check, first_line, shown
+from swinexp.mistake import Mistake, check, closest, first_line, shown
 from swinexp.sweep.options import Options
 from swinexp.sweep.space import Point, Space
 
@@ -72,8 +72,11 @@ def build_pruner(options: Options) -> optuna.pruners.BasePruner:
 def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
     check(name in names, group, name, f"one of {', '.join(names)}", f"{group}={next(iter(names))}")
     where, kind = group.replace("/", "."), getattr(getattr(optuna, module), names[name])
-    for key in given.keys() - inspect.signature(kind).parameters.keys():
-        raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. Remove it")
+    known = list(inspect.signature(kind).parameters)
+    for key in given.keys() - known:
+        best = closest(key, known)
+        instead = f"Remove {where}.{key}" if best is None else f"Type {where}.{best}={shown(given[key])}"
+        raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. {instead}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of them are experimental
         try:
