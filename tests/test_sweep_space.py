@@ -294,16 +294,16 @@ def test_what_is_enqueued_is_in_the_space() -> None:
             {"model": "small"},
             "hydra.sweeper.enqueue: model=small is not one of nano,tiny. Type one that is, or widen it",
         ),
-        ({"lr": 0.2}, "hydra.sweeper.enqueue: lr=0.2 is not one of interval(0,0.1). Type one that is, or widen it"),
-        ({"lr": "high"}, "hydra.sweeper.enqueue: lr=high is not one of interval(0,0.1). Type one that is, or widen it"),
-        ({"lr": True}, "hydra.sweeper.enqueue: lr=true is not one of interval(0,0.1). Type one that is, or widen it"),
+        ({"lr": 2}, "hydra.sweeper.enqueue: lr=2 is not one of interval(0,1). Type one that is, or widen it"),
+        ({"lr": "high"}, "hydra.sweeper.enqueue: lr=high is not one of interval(0,1). Type one that is, or widen it"),
+        ({"lr": True}, "hydra.sweeper.enqueue: lr=true is not one of interval(0,1). Type one that is, or widen it"),
         ({"n": 3}, "hydra.sweeper.enqueue: n=3 is not one of range(0,6,2). Type one that is, or widen it"),
         ({"n": 2.5}, "hydra.sweeper.enqueue: n=2.5 is not one of range(0,6,2). Type one that is, or widen it"),
     ],
 )
 def test_what_cannot_be_enqueued_is_told(point: dict[str, Any], line: str) -> None:
     with pytest.raises(Mistake) as told:
-        space_of("model=nano,tiny", "lr=interval(0,0.1)", "n=range(0,6,2)").check(point)
+        space_of("model=nano,tiny", "lr=interval(0,1)", "n=range(0,6,2)").check(point)
     assert str(told.value) == line
 
 
