@@ -12,6 +12,7 @@ from omegaconf import open_dict
 
 from swinexp import CONF
 from swinexp.sweep.options import Options, options
+from swinexp.sweep.search import every_point
 from swinexp.sweep.space import Space, build_space
 from swinexp.sweep.storage import url_of
 from swinexp.sweep.study import Study, me
@@ -48,14 +49,16 @@ def study_of(
     given = any(override.startswith("hydra.sweeper.storage=") for override in overrides)
     opts = sweeper_options(*([] if given else ["hydra.sweeper.storage=journal"]), *overrides)
     place = folder or Path("sweep")
+    whole = space_of(*space, opts=opts)
     return Study(
         place.name,
         place,
         url_of(opts.storage, place.absolute()),
         directions,
         opts,
-        space_of(*space, opts=opts),
+        whole,
         seed,
+        every_point(opts, whole, seed),
     )
 
 

@@ -247,7 +247,7 @@ def test_the_mean_of_several_seeds_is_optimized(tmp_path: Path, command: Command
         assert trial.user_attrs["seeds"] == values
         assert [yaml.safe_load((folder / "config.yaml").read_text())["seed"] for folder in folders] == [5, 6]
     assert [row["epochs"] for row in results(tmp_path)] == ["6", "6"]
-    assert "over 2 seeds" in done.stdout
+    assert "(mean ± standard deviation of 2 seeds)" in done.stdout
     again = command("--config-dir", "outputs/sweeps/one", "--config-name", "best", "--cfg", "job")
     assert again.returncode == 0, again.stderr
 
