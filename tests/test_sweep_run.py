@@ -313,8 +313,8 @@ def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: C
     (line,) = refusal.stderr.splitlines()
     assert "study one was begun with something else (optimizer.lr was 0.0" in line
     assert line.endswith("hydra.sweeper.allow_space_change=true to go on with it")
-    assert len(trials_of(tmp_path)) == 2
     assert sorted(path.name for path in folder_of(tmp_path).iterdir()) == before
+    assert len(trials_of(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -100,6 +101,13 @@ class Study:
                 f"hydra.sweeper.direction={','.join(directions)}: study {name} is there already, and its direction is "
                 f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {self.folder}"
             )
+
+    def close(self) -> None:
+        """Let go of the storage; SQLite then puts its log into its one file."""
+        backend = getattr(self.optuna._storage, "_backend", None)
+        if isinstance(backend, RDBStorage):
+            backend.remove_session()
+            backend.engine.dispose()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

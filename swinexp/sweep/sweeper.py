@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import IntDistribution
 
 from swinexp.folder import write_text
 from swinexp.mistake import Ended
@@ -55,24 +56,24 @@ def sweep(
     record = what.folder / "study.json"
     if not record.exists():
         rehearse(what.space, config, context)
-    study = _study(what)
-    study.agree(what.asked)
-    study.fill()
-    kept = {"name": study.name, "storage": shown_url(study.url)}
-    write_text(record, json.dumps({**kept, "objective": what.objectives, "directions": what.directions}) + "\n")
-    if not (what.folder / "multirun.yaml").exists():
-        write_text(what.folder / "multirun.yaml", OmegaConf.to_yaml(config))
-    top = None
-    try:
-        enough = _search(what, study, launch)
-        if what.options.top_k and not str(enough):
-            top = _top(what, study)
-            top.fill()
-            _search(what, top, launch)
-    except KeyboardInterrupt:
-        _leave(study, top, what, "interrupted; the same command goes on")
-        raise
-    _leave(study, top, what, str(enough))
+    with closing(_study(what)) as study:
+        study.agree(what.asked)
+        study.fill()
+        kept = {"name": study.name, "storage": shown_url(study.url)}
+        write_text(record, json.dumps({**kept, "objective": what.objectives, "directions": what.directions}) + "\n")
+        if not (what.folder / "multirun.yaml").exists():
+            write_text(what.folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        top = None
+        try:
+            enough = _search(what, study, launch)
+            if what.options.top_k and not str(enough):
+                top = _top(what, study)
+                top.fill()
+                _search(what, top, launch)
+        except KeyboardInterrupt:
+            _leave(study, top, what, "interrupted; the same command goes on")
+            raise
+        _leave(study, top, what, str(enough))
     if enough.failed:
         raise Ended(f"study {study.name} ended: {enough}. Mend what failed, and the same command goes on")
 
@@ -88,7 +89,7 @@ def _top(what: Plan, study: Study) -> Study:
     seeds = list(range(seed + options.seeds, seed + options.top_seeds))
     best = ranked(study, study.trials)[: options.top_k]
     points = [{**trial.params, "seed": each} for trial in best for each in seeds]
-    chosen = CategoricalDistribution(list(range(seed, max(seed + 1000, seeds[-1] + 1))))
+    chosen = IntDistribution(seed, seed + 10**6)
     space = replace(
         what.space, parameters={**what.space.parameters, "seed": Parameter("seed", chosen, "further seeds")}
     )
@@ -101,11 +102,11 @@ def _top(what: Plan, study: Study) -> Study:
 
 def _work(what: Plan, launch: Launch) -> None:
     """As one of several workers; the last one left writes the report where nobody else can."""
-    study = _study(what)
-    top = _top(what, study) if of_the_top() else None
-    enough = _worker(what, top or study, launch).work()
-    if orphaned():
-        _leave(study, top, what, str(enough))
+    with closing(_study(what)) as study:
+        top = _top(what, study) if of_the_top() else None
+        enough = _worker(what, top or study, launch).work()
+        if orphaned():
+            _leave(study, top, what, str(enough))
     if enough.failed:
         raise Ended(str(enough))
 
