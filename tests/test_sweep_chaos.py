@@ -123,3 +123,19 @@ def test_whoever_is_killed_every_trial_is_finished_once(tmp_path: Path, storage:
     rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(rows) == total + 1
     assert json.loads((tmp_path / "sweep" / "study.json").read_text())["objective"] == ["value"]
+
+
+@pytest.mark.slow
+def test_two_commands_share_one_study(tmp_path: Path) -> None:
+    write_app(tmp_path)
+    total = 200
+    overrides = (f"hydra.sweeper.n_trials={total}", "hydra/sweeper/sampler=random")
+    three = [start(tmp_path, *overrides, "hydra.sweeper.n_jobs=2"), start(tmp_path, *overrides)]
+    for process in three:
+        assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-2000:]
+    trials = trials_of(tmp_path, "sqlite")
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * total
+    assert len({trial.params["x"] for trial in trials}) == total
+    workers = [trial.user_attrs["worker"]["pid"] for trial in trials]
+    assert len(set(workers)) == 3
+    assert min(workers.count(worker) for worker in set(workers)) > total / 10

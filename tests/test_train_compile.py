@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swinexp.train import build_state, compile_model, prepare, train
+from swinexp.train import build_model, build_state, compile_model, prepare, train
 from swinexp.train.devices import COMPILE_PAYS, compiles
 from tests.conftest import STRONG, small_run, timeless, trained
 
@@ -93,3 +93,24 @@ def test_a_second_run_finds_what_the_first_compiled(tmp_path: Path) -> None:
     assert first.get("fxgraph_cache_hit", 0) == 0, told
     assert second.get("fxgraph_cache_miss", 0) == 0, told
     assert second["seconds"] < first["seconds"] / 2, told
+
+
+@pytest.mark.slow
+def test_runs_of_one_process_share_data_and_compiled_code_where_they_are_alike(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    same = ("trainer.compile=true", "trainer.epochs=1", "schedule.warmup_epochs=0", "model.depths=[1,1]")
+    first, second = small_run(*same), small_run(*same, "seed=1", "optimizer.lr=3e-3")
+    model, dataset = prepare(first)
+    train(first, model, dataset, tmp_path / "first/last.pt", watch=lambda *_: None)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    again, same_data = prepare(second)
+    assert again is model
+    assert same_data is dataset
+    fresh = build_model(second, len(dataset.classes)).state_dict()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+    train(second, again, same_data, tmp_path / "second/last.pt", watch=lambda *_: None)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+    other, other_data = prepare(small_run(*same, "model.drop_path=0.1", "trainer.limit_train=250"))
+    assert other is not model
+    assert other_data is not dataset
