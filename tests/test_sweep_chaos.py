@@ -77,6 +77,21 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def busy(folder: Path, storage: str, process: subprocess.Popen[bytes]) -> list[int]:
+    """The command's workers, as soon as one of them has a trial, which is the first; none when it has ended."""
+    for _ in range(100):
+        mine = children(process.pid)
+        if process.poll() is not None:
+            return []
+        if len(mine) > 1 and (folder / "sweep" / "study.json").exists():
+            running = [t.user_attrs.get("worker") for t in trials_of(folder, storage) if t.state == TrialState.RUNNING]
+            training = [worker["pid"] for worker in running if worker is not None and worker["pid"] in mine]
+            if training:
+                return [*training, *(pid for pid in mine if pid not in training)]
+        time.sleep(0.1)
+    return mine
+
+
 def trials_of(folder: Path, storage: str) -> list[optuna.trial.FrozenTrial]:
     kept = open_storage(url_of(storage, folder / "sweep"))
     return optuna.load_study(study_name="sweep", storage=kept).get_trials()
@@ -98,8 +113,8 @@ def test_whoever_is_killed_every_trial_is_finished_once(tmp_path: Path, storage:
     process = start(tmp_path, *overrides)
     victims = []
     for _ in range(20):
-        time.sleep(dice.uniform(1, 4))
-        mine = children(process.pid)
+        time.sleep(dice.uniform(0, 3))
+        mine = busy(tmp_path, storage, process)
         victim = dice.choice(["worker", "supervisor", "both"])
         if process.poll() is not None:
             victim = "nobody"  # it had ended

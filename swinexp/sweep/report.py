@@ -86,7 +86,8 @@ def _write_best(study: Study, leader: Leader) -> bool:
     config["name"] = f"best-of-{study.name}"[:120]
     ours = yaml.safe_load((CONF / "config.yaml").read_text())
     overrides = [each for each in ours["defaults"] if isinstance(each, dict) and "override" in next(iter(each))]
-    whole = {"defaults": ["_self_", *overrides], **config, "hydra": ours["hydra"]}
+    config["wandb"].pop("mode")  # so that wandb=disabled may be typed beside it
+    whole = {"defaults": [{"wandb": "auto"}, "_self_", *overrides], **config, "hydra": ours["hydra"]}
     place = os.path.relpath(study.folder)
     head = (
         f"# The best trial of study {study.name}: trial {number}, {leader}. To run it again:\n"

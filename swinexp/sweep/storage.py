@@ -14,23 +14,21 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from swinexp.mistake import Mistake, one_line
 
+FILES = {"sqlite": "study.db", "journal": "study.journal"}  # in a sweep's folder
 PATIENCE = 60  # seconds that a busy SQLite file is waited for
 
 
 def url_of(storage: str | None, folder: Path) -> str:
     """The address of a study: `sqlite` and `journal` are files in the sweep's folder."""
-    named = {None: "sqlite", "sqlite": "sqlite", "journal": "journal"}.get(storage)
-    if named == "sqlite":
-        return f"sqlite:///{folder / 'study.db'}"
-    if named == "journal":
-        return f"journal:///{folder / 'study.journal'}"
-    assert storage is not None
-    if "://" not in storage:
+    name = storage or "sqlite"
+    if name in FILES:
+        return f"{name}:///{folder / FILES[name]}"
+    if "://" not in name:
         raise Mistake(
-            f"hydra.sweeper.storage={storage}: one of sqlite, journal, sqlite:///FILE, journal:///FILE, postgresql://… "
-            f"is needed. Type hydra.sweeper.storage=sqlite:///{storage}"
+            f"hydra.sweeper.storage={name}: one of sqlite, journal, sqlite:///FILE, journal:///FILE, postgresql://… "
+            f"is needed. Type hydra.sweeper.storage=sqlite:///{name}"
         )
-    return storage
+    return name
 
 
 class _Lock:

@@ -27,7 +27,7 @@ from swinexp.mistake import Mistake
 from swinexp.sweep.options import Options
 from swinexp.sweep.search import build_pruner, build_sampler
 from swinexp.sweep.space import Point, Space
-from swinexp.sweep.storage import alone, checked, open_storage
+from swinexp.sweep.storage import FILES, alone, checked, open_storage, url_of
 
 log = logging.getLogger(__name__)
 
@@ -325,11 +325,13 @@ def another(folder: str) -> optuna.Study:
             "outputs/sweeps/NAME"
         )
     there = json.loads(record.read_text())
+    kept = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
+    url = url_of(kept[0], record.parent.absolute()) if kept else there["storage"]
     try:
-        return optuna.load_study(study_name=there["name"], storage=open_storage(there["storage"]))
+        return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:
         raise Mistake(
-            f"hydra.sweeper.warm_start={folder}: its study is no longer in {there['storage']}. Move it back there"
+            f"hydra.sweeper.warm_start={folder}: its study is no longer in {url}. Move it back there"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import threading
@@ -20,6 +21,8 @@ from swinexp.folder import write_text
 from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
 from swinexp.sweep.study import FORBIDDEN, Enough, Nothing, Study
 from swinexp.sweep.trial import Constraint, Forbidden, Inside, Pruned, live
+
+log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between two looks for a trial that has become free
 
@@ -115,6 +118,8 @@ class Worker:
                 self._finish(trial, TrialState.PRUNED)
             case Forbidden():
                 self._finish(trial, TrialState.PRUNED, attributes={FORBIDDEN: str(error)})
+            case optuna.exceptions.UpdateFinishedTrialError():
+                log.warning("trial %d was finished by another worker meanwhile", trial.number)
             case _:
                 kind = kind_of(error)
                 if kind == "bug":
