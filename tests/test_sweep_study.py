@@ -20,8 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from swinexp import HERE
 from swinexp.mistake import Mistake
-from swinexp.sweep import study as module
-from swinexp.sweep.study import BEAT, ERROR, FORBIDDEN, FROM, LOST, WORKER, Enough, Nothing, Study, birth, epochs, me
+from swinexp.sweep import budget, liveness
+from swinexp.sweep.budget import Enough
+from swinexp.sweep.liveness import birth, me
+from swinexp.sweep.study import Nothing, Study
+from swinexp.sweep.trials import BEAT, ERROR, FORBIDDEN, FROM, LOST, WORKER, epochs, error
 from tests.sweeping import gone, study_of
 
 ELSEWHERE = {"host": "elsewhere", "boot": "b", "space": "s", "pid": 7, "birth": 8}
@@ -144,7 +147,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(module.time, "monotonic", found)
+    monkeypatch.setattr(liveness.time, "monotonic", found)
     return found
 
 
@@ -234,8 +237,8 @@ def test_a_failure_says_why() -> None:
     study = study_of()
     run(study, None)
     assert study.trials[0].state == TrialState.FAIL
-    assert module.error(study.trials[0]) == {"kind": "bug", "line": "broken"}
-    assert module.error(optuna.trial.create_trial(state=TrialState.FAIL))["kind"] == "unknown"
+    assert error(study.trials[0]) == {"kind": "bug", "line": "broken"}
+    assert error(optuna.trial.create_trial(state=TrialState.FAIL))["kind"] == "unknown"
 
 
 def test_n_trials_is_a_total_however_often_the_command_is_given() -> None:
@@ -293,7 +296,7 @@ def test_a_part_of_a_grid_goes_on_past_what_is_forbidden() -> None:
 
 
 def test_a_constraint_that_forbids_everything_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_FORBIDDEN", 5)
+    monkeypatch.setattr(budget, "MOST_FORBIDDEN", 5)
     study = study_of()
     for _ in range(5):
         study.tell(study.claim(), TrialState.PRUNED, attributes={FORBIDDEN: "x"})
@@ -335,7 +338,7 @@ def test_a_share_of_failures_ends_the_command() -> None:
 def test_a_timeout_begins_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of("hydra.sweeper.timeout=60")
     run(study, 1.0)
-    study.began -= 61
+    study.budget.began -= 61
     assert why(study) == "hydra.sweeper.timeout=60 seconds are over"
     monkeypatch.setenv("SWINEXP_BEGAN", str(time.time() - 61))  # a worker of that command
     assert why(study_of("hydra.sweeper.timeout=60")) == "hydra.sweeper.timeout=60 seconds are over"
@@ -552,7 +555,8 @@ WORK = """
 import sys
 import optuna
 from optuna.trial import TrialState
-from swinexp.sweep.study import Enough, Nothing
+from swinexp.sweep.budget import Enough
+from swinexp.sweep.study import Nothing
 from tests.sweeping import study_of
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = study_of(*sys.argv[1:])

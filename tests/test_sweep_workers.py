@@ -15,7 +15,7 @@ import pytest
 
 from swinexp.mistake import Ended, Mistake
 from swinexp.sweep import workers as module
-from swinexp.sweep.study import birth
+from swinexp.sweep.liveness import birth
 from swinexp.sweep.workers import WORKER, Workers, gpus, is_worker, orphaned, shares
 
 

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
-from swinexp.sweep.study import FORBIDDEN, FROM, Study, counts, epochs, error
+from swinexp.sweep.study import Study
+from swinexp.sweep.trials import FORBIDDEN, FROM, counts, epochs, error
 
 EVERY = 0.5  # seconds between two looks at the study
 STYLES = {TrialState.PRUNED: "dim", TrialState.FAIL: "red"}

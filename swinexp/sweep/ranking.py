@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.sweep.study import Study, counts
+from swinexp.sweep.study import Study
+from swinexp.sweep.trials import counts
 
 
 @dataclass(frozen=True)

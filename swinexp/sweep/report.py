@@ -22,7 +22,8 @@ from swinexp.mistake import first_line
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders
 from swinexp.sweep.space import text
-from swinexp.sweep.study import ERROR, FORBIDDEN, FROM, Study, epochs, error
+from swinexp.sweep.study import Study
+from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, epochs, error
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""A study and its trials: who may take which, what becomes of those whose worker died, and when there is enough.
+"""A study and its trials: who may take which, and what becomes of those whose worker died.
 
 A trial that is interrupted goes back to the queue as it is, with its number, its point and its folder, and so with its
 checkpoint. All that decides who runs what happens under one lock.
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +20,26 @@ from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.folder import remove_empty
 from swinexp.mistake import Mistake
+from swinexp.sweep.budget import Budget, Enough
+from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
 from swinexp.sweep.search import build_pruner, build_sampler
 from swinexp.sweep.space import Point, Space
 from swinexp.sweep.storage import FILES, alone, checked, open_storage, url_of
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, counts
 
 log = logging.getLogger(__name__)
 
-# Attributes of a trial. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
-# that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from.
-WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
-FORBIDDEN = "forbidden"
+
 N_TRIALS = 20  # when the search has no end of its own
-BEGAN = "SWINEXP_BEGAN"  # the variable that tells a worker when its command began
-MOST_FORBIDDEN = 1000  # in a row, after which there is probably nothing that is allowed
 
 
 class Nothing(Exception):
     """No trial is free now, but one may be: those that run may lose their worker."""
 
 
-class Enough(Exception):
-    """No trial is to be begun. The message says why; it is empty when all are done. `failed`: because of failures."""
-
-    def __init__(self, why: str = "", failed: bool = False) -> None:
-        super().__init__(why)
-        self.failed = failed
-
-
 class Study:
-    """An Optuna study in its folder. `began` is when the command began that this process works for."""
+    """An Optuna study in its folder. `every` are the points that it consists of, if it does."""
 
     def __init__(
         self,
@@ -67,9 +53,9 @@ class Study:
         every: list[Point] | None = None,
     ) -> None:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
-        self.began = float(os.environ.get(BEGAN, time.time()))
-        self.every = every  # the points that it consists of, if it does
-        self._beats: dict[int, tuple[object, float]] = {}
+        self.budget = Budget(options)
+        self.every = every
+        self._liveness = Liveness(options.grace)
         new = not folder.exists()
         try:
             self._open(directions)
@@ -197,7 +183,7 @@ class Study:
             for each in lost:
                 self._requeue(each)
             trials = self.trials if lost else trials
-            self._enough(trials)
+            self.budget.check(self.optuna, trials)
             running = sum(each.state == TrialState.RUNNING for each in trials)
             queued = next((each.number for each in trials if each.state == TrialState.WAITING), None)
             if self.finished(trials) + running >= self.wanted or (
@@ -260,12 +246,7 @@ class Study:
         worker = trial.user_attrs.get(WORKER)
         if worker is None:
             return True
-        if all(worker[key] == me()[key] for key in ("host", "boot", "space")):
-            return birth(worker["pid"]) != worker["birth"]
-        sign = worker, trial.user_attrs.get(BEAT, 0)  # another worker's is a sign of life
-        if self._beats.get(trial.number, (None, 0.0))[0] != sign:
-            self._beats[trial.number] = sign, time.monotonic()
-        return time.monotonic() - self._beats[trial.number][1] > self.options.grace
+        return self._liveness.gone(trial.number, worker, trial.user_attrs.get(BEAT, 0))
 
     def _requeue(self, trial: FrozenTrial) -> None:
         storage, number = self.optuna._storage, trial._trial_id
@@ -278,42 +259,6 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
-
-    def enough(self) -> Enough | None:
-        """Why no trial would be begun now, if so."""
-        try:
-            self._enough(self.trials)
-        except Enough as enough:
-            return enough
-        return None
-
-    def _enough(self, trials: Sequence[FrozenTrial]) -> None:
-        """Raise `Enough` when failures, time or epochs say so."""
-        options = self.options
-        if options.timeout is not None and time.time() - self.began > options.timeout:
-            raise Enough(f"hydra.sweeper.timeout={options.timeout:g} seconds are over")
-        if options.max_epochs_total is not None and epochs(trials) >= options.max_epochs_total:
-            raise Enough(f"hydra.sweeper.max_epochs_total={options.max_epochs_total} epochs are trained")
-        recent = sorted(
-            (t for t in trials if counts(t) and t.datetime_complete and t.datetime_complete.timestamp() >= self.began),
-            key=lambda trial: trial.datetime_complete or 0,
-        )
-        failed = [trial.state == TrialState.FAIL and error(trial)["kind"] != "diverged" for trial in recent]
-        row = options.max_consecutive_failures
-        if len(failed) >= row and all(failed[-row:]):
-            raise Enough(f"{row} trials in a row failed (hydra.sweeper.max_consecutive_failures)", failed=True)
-        rate = options.max_failure_rate
-        if rate is not None and len(recent) >= 10:
-            share = sum(trial.state == TrialState.FAIL for trial in recent) / len(recent)
-            if share > rate:
-                raise Enough(
-                    f"{share:.0%} of {len(recent)} trials failed (hydra.sweeper.max_failure_rate)", failed=True
-                )
-        forbidden = [FORBIDDEN in trial.user_attrs for trial in trials[-MOST_FORBIDDEN:]]
-        if len(forbidden) == MOST_FORBIDDEN and all(forbidden):
-            raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
-        if options.terminator is not None and _terminates(self.optuna, options.terminator):
-            raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})")
 
 
 def another(folder: str) -> optuna.Study:
@@ -335,46 +280,6 @@ def another(folder: str) -> optuna.Study:
         ) from None
 
 
-def counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of `n_trials`: not when it was copied, and not when it was forbidden."""
-    return FROM not in trial.user_attrs and FORBIDDEN not in trial.user_attrs
-
-
-def error(trial: FrozenTrial) -> dict[str, str]:
-    """Why a trial failed: its kind and one line."""
-    return trial.user_attrs.get(ERROR, {"kind": "unknown", "line": "it was ended from outside"})
-
-
-def epochs(trials: Sequence[FrozenTrial]) -> int:
-    """Epochs that were trained in all of them."""
-    return sum(
-        trial.user_attrs.get("epochs", max(trial.intermediate_values, default=0)) for trial in trials if counts(trial)
-    )
-
-
-@cache
-def me() -> dict[str, Any]:
-    """This process, so that another one on this machine can tell whether it is alive."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")  # a container has process numbers of its own
-    return {
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
-        "space": os.readlink(space) if space.exists() else "",
-        "pid": os.getpid(),
-        "birth": birth(os.getpid()),
-    }
-
-
-def birth(pid: int) -> int | None:
-    """When a process of this machine was started, in its clock's ticks; None when it is gone, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     said = []
     for part in ("space", "objective", "config"):
@@ -386,17 +291,3 @@ def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
                 said.append(f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now")
     more = f", and {len(said) - 3} more" if len(said) > 3 else ""
     return ", ".join(said[:3]) + more
-
-
-def _terminates(study: optuna.Study, kind: str) -> bool:
-    import warnings
-
-    from optuna import terminator as t
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is experimental
-        if kind == "stagnation":
-            evaluator: Any = t.BestValueStagnationEvaluator()
-            return t.Terminator(evaluator, t.StaticErrorEvaluator(0)).should_terminate(study)
-        regret = t.RegretBoundEvaluator()
-        return t.Terminator(regret, t.MedianErrorEvaluator(regret)).should_terminate(study)

@@ -24,11 +24,12 @@ from optuna.distributions import IntDistribution
 from swinexp.folder import write_text
 from swinexp.mistake import Ended
 from swinexp.sweep.board import Board, print_end
+from swinexp.sweep.budget import Enough
 from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
 from swinexp.sweep.ranking import ranked
 from swinexp.sweep.space import Parameter
 from swinexp.sweep.storage import shown_url, url_of
-from swinexp.sweep.study import Enough, Study
+from swinexp.sweep.study import Study
 from swinexp.sweep.worker import Launch, Worker
 from swinexp.sweep.workers import Workers, is_worker, of_the_top, orphaned
 
@@ -123,8 +124,8 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
     with Board(study, what.objectives) as board:
         if options.n_jobs == 1:
             return _worker(what, study, launch, board).work()
-        Workers(options.n_jobs, options.per_gpu, what.folder / "workers", study.began, top).run(board.look)
-        return study.enough() or Enough()
+        Workers(options.n_jobs, options.per_gpu, what.folder / "workers", study.budget.began, top).run(board.look)
+        return study.budget.spent(study.optuna, study.trials) or Enough()
 
 
 def _leave(study: Study, top: Study | None, what: Plan, why: str) -> None:

@@ -19,8 +19,10 @@ from optuna.trial import TrialState
 
 from swinexp.folder import write_text
 from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
-from swinexp.sweep.study import FORBIDDEN, Enough, Nothing, Study
+from swinexp.sweep.budget import Enough
+from swinexp.sweep.study import Nothing, Study
 from swinexp.sweep.trial import Constraint, Forbidden, Inside, Pruned, live
+from swinexp.sweep.trials import FORBIDDEN
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from swinexp.mistake import Ended, Mistake, check
+from swinexp.sweep.budget import BEGAN
 from swinexp.sweep.options import WHERE
-from swinexp.sweep.study import BEGAN
 
 WORKER = "SWINEXP_WORKER"  # the variable that makes a command a worker, with the process that started it
 OF_THE_TOP = "SWINEXP_TOP"
