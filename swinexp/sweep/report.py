@@ -7,12 +7,14 @@ import html
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
@@ -43,8 +45,8 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         from optuna import visualization
 
-        plots = _plots(trials, objectives)
-        _write_html(study, trials, objectives, best, _drawn(visualization, study, plots))
+        plots = _plots(study, objectives)
+        _write_html(study, trials, objectives, best, _drawn(visualization, plots))
         files.append("report.html")
         if _write_pngs(study, plots, objectives):
             files.append("plots/*.png")
@@ -98,41 +100,46 @@ def _write_best(study: Study, leader: Leader) -> bool:
     return True
 
 
-def _plots(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """{title: (the name of Optuna's function, its arguments)}, as far as there are enough trials for each."""
-    several = sum(trial.state == TrialState.COMPLETE for trial in trials) > 1
-    if len(objectives) == 1:
-        name = {"target_name": objectives[0]}
-        wanted = {"History": ("plot_optimization_history", name)}
-        if any(trial.intermediate_values for trial in trials):
-            wanted["Curves"] = ("plot_intermediate_values", {})
-        if several:
-            wanted["Importance"] = ("plot_param_importances", name)
-            wanted["Slices"] = ("plot_slice", name)
-            wanted["Parallel coordinates"] = ("plot_parallel_coordinate", name)
-        return wanted
-    front: dict[str, tuple[str, Any]] = {}
+def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optuna.Study, Any]]:
+    """{title: (the name of Optuna's function, a study, further arguments)}, as far as there are enough trials."""
+    whole = study.optuna
+    complete = whole.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    wanted: dict[str, tuple[str, optuna.Study, Any]] = {}
     if len(objectives) in (2, 3):
-        front["Pareto front"] = ("plot_pareto_front", {"target_names": list(objectives)})
-    for index, objective in enumerate(objectives if several else []):
+        wanted["Pareto front"] = ("plot_pareto_front", whole, {"target_names": list(objectives)})
+    elif len(objectives) == 1:
+        wanted["History"] = ("plot_optimization_history", whole, {"target_name": objectives[0]})
+        if any(trial.intermediate_values for trial in whole.get_trials(deepcopy=False)):
+            wanted["Curves"] = ("plot_intermediate_values", whole, {})
+    for index, objective in enumerate(objectives if len(complete) > 1 else []):
+        of = f" for {objective}" if len(objectives) > 1 else ""
+        one, name = _of_one(whole, index), {"target_name": objective}
+        wanted[f"Importance{of} ({len(complete)} complete trials)"] = ("plot_param_importances", one, name)
+        if not of:
+            wanted["Slices"] = ("plot_slice", one, name)
+        wanted[f"Parallel coordinates{of}"] = ("plot_parallel_coordinate", one, name)
+    return wanted
 
-        def target(trial: FrozenTrial, index: int = index) -> float:
-            return trial.values[index]
 
-        of = {"target": target, "target_name": objective}
-        front[f"Importance for {objective}"] = ("plot_param_importances", of)
-        front[f"Parallel coordinates, {objective}"] = ("plot_parallel_coordinate", of)
-    return front
+def _of_one(study: optuna.Study, index: int) -> optuna.Study:
+    """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized."""
+    one = optuna.create_study(direction=study.directions[index])
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        own = optuna.trial.create_trial(
+            params=trial.params, distributions=trial.distributions, value=trial.values[index], state=trial.state
+        )
+        one.add_trial(own)
+    return one
 
 
-def _drawn(library: Any, study: Study, plots: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+def _drawn(library: Any, plots: Mapping[str, tuple[str, optuna.Study, Any]]) -> dict[str, Any]:
     """{title: what one of Optuna's two libraries of plots draws}."""
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for title, (function, arguments) in plots.items():
+        for title, (function, study, arguments) in plots.items():
             try:
-                found[title] = getattr(library, function)(study.optuna, **arguments)
+                found[title] = getattr(library, function)(study, **arguments)
             except Exception as problem:  # too few trials, or all the same
                 log.info("no picture '%s': %s", title, first_line(problem))
     return found
@@ -229,7 +236,9 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text(value)
 
 
-def _write_pngs(study: Study, plots: Mapping[str, tuple[str, Any]], objectives: Sequence[str]) -> list[Path]:
+def _write_pngs(
+    study: Study, plots: Mapping[str, tuple[str, optuna.Study, Any]], objectives: Sequence[str]
+) -> list[Path]:
     """The same pictures for slides and papers; matplotlib is an extra, and without it there are none."""
     try:
         import matplotlib
@@ -237,16 +246,19 @@ def _write_pngs(study: Study, plots: Mapping[str, tuple[str, Any]], objectives: 
         return []
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as library
 
     written = []
-    for title, axes in _drawn(library, study, plots).items():
+    for title, axes in _drawn(library, plots).items():
         figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
         if title == "Curves":
             figure.axes[0].set(ylabel=objectives[0], xlabel="epoch", title="")
             if (legend := figure.axes[0].get_legend()) is not None:
                 legend.remove()
-        name = "".join(letter if letter.isalnum() else "_" for letter in title.lower())
+        for part in figure.axes:
+            part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
+        name = "_".join(re.findall(r"[a-z]+", title.partition(" (")[0].lower()))
         path = study.folder / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, partial(figure.savefig, format="png", dpi=120, bbox_inches="tight"))
