@@ -97,7 +97,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                 figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
                 return _values(run, figures)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
-                trial.began(track.id)
+                trial.began(track.wandb.id)
                 track.data(dataset)
                 if run.wandb.images:
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))

@@ -280,7 +280,7 @@ def test_without_matplotlib_only_the_picture_is_missing(
 def test_the_revision_is_this_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = tmp_path / "swinexp"
     here.mkdir()
-    monkeypatch.setattr(track, "HERE", here)
+    monkeypatch.setattr("swinexp.track.about.HERE", here)
     assert git_revision() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "--allow-empty", "-m", "first"]):
