@@ -69,6 +69,7 @@ def main(cfg: DictConfig) -> float | list[float]:
 def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float | list[float]:
     from swinexp.config import typed
     from swinexp.describe import count
+    from swinexp.look import Look
     from swinexp.sheet import draw_sheet, need_matplotlib
     from swinexp.track import Tracker, print_summary
     from swinexp.train import prepare, steps_per_epoch, summarise, train
@@ -108,6 +109,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
 
                 try:
                     figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)
+                    if run.wandb.images:
+                        track.look(Look(run, dataset, path))
                     summary = track.finish(figures)
                 except Pruned:
                     summary = track.finish(summarise(track.history), pruned=True)

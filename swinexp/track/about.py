@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from swinexp.config import Run
 
 VERSIONS = ("torch", "torchvision", "hydra-core", "omegaconf", "wandb", "optuna", "numpy")
+LONGEST = 2**20  # bytes of a diff
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -58,10 +59,22 @@ def chip(device: torch.device) -> str:
 
 def git_revision() -> str | None:
     """The commit of this checkout, with -dirty when files differ from it; None outside a checkout."""
+    told = _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None if told is None else told.decode().strip()
+
+
+def git_diff() -> str:
+    """How the files of this checkout differ from its commit, cut where that is very long; empty where nothing does."""
+    told = _git("diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    cut = f"\n… cut at {LONGEST:,} bytes\n" if len(told) > LONGEST else ""
+    return told[:LONGEST].decode(errors="replace") + cut
+
+
+def _git(*arguments: str) -> bytes | None:
     if not (HERE.parent / ".git").exists():
         return None
-    command = ["git", "-C", str(HERE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(HERE.parent), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None

@@ -101,6 +101,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     row("training images/s", "train/images_per_second", "{:,.0f}")
     row("inference images/s", "val/images_per_second", "{:,.0f}")
     row("seconds, training and validation", "seconds", "{:.1f}")
+    if "gpu_memory" in summary:
+        table.add_row("GPU memory, GiB at most", f"{summary['gpu_memory'] / 2**30:.2f}")
     row("seconds of compiling", "compile_seconds", "{:.1f}")
     table.add_row("device", f"{summary['device']} ({summary['device_name']})")
     console = Console()

@@ -9,18 +9,23 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinexp.folder import write_text
 from swinexp.mistake import one_line
 from swinexp.track.options import Wandb
 
+if TYPE_CHECKING:
+    from swinexp.look import Error
+
 log = logging.getLogger(__name__)
 
 START = 10  # seconds that an unreachable server may take at the start of a run
 END = 8  # and at its end
+UPLOAD = 300  # or, where checkpoints have to be sent
+FIGURES = ("label", "prediction", "confidence", "loss")  # of an error, beside its image
 
 
 class WandbRun:
@@ -41,7 +46,7 @@ class WandbRun:
         """What W&B calls the run, where it has it."""
         return None if self.run is None else str(self.run.id)
 
-    def start(self, resuming: bool, facts: Mapping[str, float]) -> None:
+    def start(self, resuming: bool, facts: Mapping[str, Any]) -> None:
         """Begin, or go on under the id of before; online where that works, else offline."""
         mode = {"": "auto", "dryrun": "offline"}.get(self.options.mode, self.options.mode)
         if mode == "disabled":
@@ -87,13 +92,41 @@ class WandbRun:
     def summary(self, figures: Mapping[str, Any]) -> None:
         self.tries(lambda run: run.summary.update(dict(figures)))
 
-    def picture(self, name: str, path: Path, step: int) -> None:
+    def show(self, step: int, pictures: Mapping[str, Path], errors: Sequence[Error] = ()) -> None:
+        """A line of the history with pictures, and with a table of errors where there are any."""
+
         def show(run: Any) -> None:
             import wandb
 
-            run.log({name: wandb.Image(str(path))}, step=step, commit=True)
+            media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+            if errors:
+                rows = [[wandb.Image(each.image), *(getattr(each, figure) for figure in FIGURES)] for each in errors]
+                media["errors"] = wandb.Table(columns=["image", *FIGURES], data=rows)
+            run.log(media, step=step, commit=True)
 
         self.tries(show)
+
+    def file(self, name: str, text: str) -> None:
+        """A text file of the run."""
+
+        def save(run: Any) -> None:
+            path = Path(run.dir) / name
+            path.write_text(text)
+            run.save(str(path), base_path=run.dir, policy="now", glob=False)
+
+        self.tries(save)
+
+    def checkpoint(self, path: Path, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
+        """A version of the run's model; offline, it is sent from where it lies."""
+
+        def keep(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"run-{run.id}", "model", metadata=dict(about))
+            artifact.add_file(str(path.absolute()), name="checkpoint.pt", policy="immutable")
+            run.log_artifact(artifact, aliases=list(aliases))
+
+        self.tries(keep)
 
     def finish(self, state: str, failed: bool) -> None:
         """The end, with how it came to it."""
@@ -116,7 +149,8 @@ class WandbRun:
             return wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 project=self.options.project,
-                dir="outputs",
+                entity=self.options.entity,
+                dir=os.path.abspath("outputs"),  # W&B's own process may have begun elsewhere
                 id=known or secrets.token_hex(4),
                 resume="allow" if known else None,
                 reinit="finish_previous",
@@ -124,7 +158,7 @@ class WandbRun:
                     silent=True,
                     console="off",
                     init_timeout=START,
-                    finish_timeout=END,
+                    finish_timeout=END if self.options.checkpoints == "none" else UPLOAD,
                     x_transaction_log_flush_interval=1,  # so that kill -9 loses a second, not a run
                 ),
                 **self.about,
@@ -133,7 +167,7 @@ class WandbRun:
             log.warning("W&B could not start %s (%s)", mode, one_line(error))
             return None
 
-    def _describe(self, run: Any, facts: Mapping[str, float]) -> None:
+    def _describe(self, run: Any, facts: Mapping[str, Any]) -> None:
         # Summaries are the last values, as in summary.json; the best epoch's stand beside them as best/*.
         run.define_metric("epoch", hidden=True)
         for part in ("train", "val", "ema"):
