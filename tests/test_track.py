@@ -16,7 +16,7 @@ from swinexp.mistake import Diverged
 from swinexp.sweep.trial import Outside, live
 from swinexp.track import Tracker, git_diff, git_revision, read_history
 from swinexp.train import prepare, train
-from tests.conftest import Command, Record, small_run
+from tests.conftest import SMALL, Command, Record, small_run
 
 QUICK = ("experiment=quickstart", "trainer.epochs=2", "trainer.limit_train=300", "trainer.device=cpu")
 
@@ -408,3 +408,33 @@ def test_what_differs_from_the_commit_is_a_file(monkeypatch: pytest.MonkeyPatch,
     assert (offline() / "files" / "code.diff").read_text() == git_diff()
     monkeypatch.setattr("swinexp.track.about.LONGEST", 10)
     assert git_diff().endswith("… cut at 10 bytes\n")
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "swinexp.run", *SMALL, "wandb=offline", "trainer.epochs=12", "name=killed"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  4/12"):
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    subprocess.run(arguments, check=True, capture_output=True, timeout=120)
+    parts = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    seen = [inspect(part) for part in parts]
+    assert [summary["summary"]["state"] for summary, _ in seen] == ["running", "complete"]
+    assert [each["epoch"] for _, history in seen for each in history] == [*range(1, 13)]
+
+
+def test_a_run_that_goes_on_under_another_id_has_its_epochs_of_before(tmp_path: Path) -> None:
+    with Folder(tmp_path / "run") as folder:
+        with tracker(folder) as first:  # without W&B
+            first.epoch(1, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.touch()
+        with tracker(folder, "wandb=offline") as second:
+            second.epoch(1, row())
+            second.epoch(2, row())
+    _, history = inspect(offline())
+    assert [each["epoch"] for each in history] == [1, 2]

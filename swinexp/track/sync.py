@@ -15,9 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from swinexp.mistake import Ended, Mistake
-from swinexp.track.wandb import key_is_configured
-
-PLACE = Path("outputs", "wandb")
+from swinexp.track.wandb import PLACE, key_is_configured
 
 
 def unsent(place: Path) -> list[Path]:

@@ -84,7 +84,7 @@ class Tracker:
         write_text(self.metrics, "".join(map(line, self.history)))
         if self.diff:
             write_text(self.folder.path / "code.diff", self.diff)
-        self.wandb.start(resuming, {**self.facts, "state": self.state})
+        self.wandb.start(resuming, {**self.facts, "state": self.state}, self.history)
         if self.diff:
             self.wandb.file("code.diff", self.diff)
         self.bar.start()

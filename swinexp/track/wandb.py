@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PLACE = Path("outputs", "wandb")  # of the runs that are offline
 START = 10  # seconds that an unreachable server may take at the start of a run
 END = 8  # and at its end
 UPLOAD = 300  # or, where checkpoints have to be sent
@@ -37,6 +39,7 @@ class WandbRun:
     def __init__(self, options: Wandb, kept: Path, **about: Any) -> None:
         self.options, self.kept, self.about = options, kept, about
         self.run: Any = None
+        self.epochs: set[int] = set()  # that W&B had before, as far as its files here say
 
     def __bool__(self) -> bool:
         return self.run is not None
@@ -46,8 +49,11 @@ class WandbRun:
         """What W&B calls the run, where it has it."""
         return None if self.run is None else str(self.run.id)
 
-    def start(self, resuming: bool, facts: Mapping[str, Any]) -> None:
-        """Begin, or go on under the id of before; online where that works, else offline."""
+    def start(self, resuming: bool, facts: Mapping[str, Any], history: Sequence[Mapping[str, float]] = ()) -> None:
+        """Begin, or go on under the id of before; online where that works, else offline.
+
+        `history` are the epochs of before; what W&B lost of them when the run was killed it gets now.
+        """
         mode = {"": "auto", "dryrun": "offline"}.get(self.options.mode, self.options.mode)
         if mode == "disabled":
             return
@@ -62,6 +68,7 @@ class WandbRun:
                 log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
             mode = "online" if found else "offline"
         known = read_id(self.kept) if resuming else None
+        before = None if known is None else offline_epochs(known)  # while there is no file of this part
         if mode == "online":
             self.run = self._init("online", known)
             if self.run is None:  # the failed id stays taken in this process
@@ -72,6 +79,7 @@ class WandbRun:
             return
         write_text(self.kept, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
         self.tries(lambda run: self._describe(run, facts))
+        self.tries(lambda run: self._catch_up(run, history, before if run.id == known else set()))
         if self:
             log.info("W&B: %s", self.where())
 
@@ -86,8 +94,9 @@ class WandbRun:
             self.run = None
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """A line of the history; W&B ignores a step that it has already."""
-        self.tries(lambda run: run.log(dict(row), step=step, commit=True))
+        """A line of the history, unless W&B has one of that step already."""
+        if step not in self.epochs:
+            self.tries(lambda run: run.log(dict(row), step=step, commit=True))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         self.tries(lambda run: run.summary.update(dict(figures)))
@@ -150,7 +159,7 @@ class WandbRun:
                 mode=mode,  # type: ignore[arg-type]
                 project=self.options.project,
                 entity=self.options.entity,
-                dir=os.path.abspath("outputs"),  # W&B's own process may have begun elsewhere
+                dir=str(PLACE.parent.absolute()),  # W&B's own process may have begun elsewhere
                 id=known or secrets.token_hex(4),
                 resume="allow" if known else None,
                 reinit="finish_previous",
@@ -167,6 +176,15 @@ class WandbRun:
             log.warning("W&B could not start %s (%s)", mode, one_line(error))
             return None
 
+    def _catch_up(self, run: Any, history: Sequence[Mapping[str, float]], before: set[int] | None) -> None:
+        """Give W&B the epochs that it lacks; what is offline has those of `before`, or all where that is not known."""
+        if before is None and run.offline:
+            return
+        self.epochs = before or set()
+        for row in history:
+            if row["epoch"] >= run.step:  # what the server has ends before that
+                self.log(row, int(row["epoch"]))
+
     def _describe(self, run: Any, facts: Mapping[str, Any]) -> None:
         # Summaries are the last values, as in summary.json; the best epoch's stand beside them as best/*.
         run.define_metric("epoch", hidden=True)
@@ -181,6 +199,22 @@ def key_is_configured() -> bool:
 
     wandb.setup(settings=wandb.Settings(silent=True))
     return wandb.login(prompt=False, verify=False)
+
+
+def offline_epochs(known: str) -> set[int] | None:
+    """The epochs that the offline parts of a run hold, by W&B's own reader; None where there is none, or it cannot."""
+    found: set[int] = set()
+    parts = [*PLACE.glob(f"offline-run-*-{known}")]
+    for part in parts:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+        try:
+            told = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+            rows = [row["history"]["item"] for line in told.splitlines() if "history" in (row := json.loads(line))]
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+            log.warning("W&B cannot read %s (%s)", part, one_line(error))
+            return None
+        found |= {int(row["epoch"]) for row in rows if "epoch" in row}
+    return found if parts else None
 
 
 def read_id(path: Path) -> str | None:
