@@ -149,7 +149,7 @@ def test_without_a_checkpoint_the_history_starts_anew(tmp_path: Path) -> None:
     assert len(read_history(tmp_path / "metrics.jsonl")) == 1
 
 
-@pytest.mark.parametrize("name", ["log", "summary", "define_metric", "finish"])
+@pytest.mark.parametrize("name", ["log", "summary", "define_metric", "finish", "log_artifact"])
 def test_wandb_that_breaks_is_told_once_and_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -166,9 +166,11 @@ def test_wandb_that_breaks_is_told_once_and_goes(
             return type("Anything", (), {"__call__": lambda *_, **__: None, "update": lambda *_: None})()
 
     monkeypatch.setattr(wandb, "init", lambda **_: Broken())
-    with Folder(tmp_path) as folder, tracker(folder, "wandb=offline") as track:
+    with Folder(tmp_path) as folder, tracker(folder, "wandb=offline", "wandb.checkpoints=last") as track:
         track.epoch(1, row())
         track.epoch(2, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.touch()
         figures = {**row(), "best/epoch": 1, "best/val/accuracy": 0.5, "epochs": 2, "seconds": 1.0}
         assert track.finish(figures)["val/accuracy"] == 0.5
     assert caplog.text.count("W&B stopped working (the service went away and more)") == 1
@@ -438,3 +440,16 @@ def test_a_run_that_goes_on_under_another_id_has_its_epochs_of_before(tmp_path: 
             second.epoch(2, row())
     _, history = inspect(offline())
     assert [each["epoch"] for each in history] == [1, 2]
+
+
+def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Dark:
+        def errors(self) -> list[Any]:
+            raise RuntimeError("too dark\nto see")
+
+    with Folder(tmp_path / "run") as folder, tracker(folder, "wandb=offline") as track_:
+        track_.epoch(1, row())
+        track_.look(Dark())  # type: ignore[arg-type]
+        assert track_.wandb
+        assert track_.finish(FIGURES)["state"] == "complete"
+    assert "no pictures of the end (too dark to see)" in caplog.text

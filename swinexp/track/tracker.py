@@ -132,11 +132,9 @@ class Tracker:
 
     def picture(self, name: str, draw: Callable[[Path], object]) -> None:
         """Draw a picture into the run's folder and show it in W&B, once in the run."""
-        path = self._picture(name)
-        if not self.wandb or path.exists():
-            return
-        draw(path)
-        self.wandb.show(0, {name: path})
+        if self.wandb and not (path := self._picture(name)).exists():
+            draw(path)
+            self.wandb.show(0, {name: path})
 
     def look(self, look: Look) -> None:
         """Show in W&B what the network makes of images in the end; that this can fail is no reason to lose the run."""
