@@ -93,6 +93,11 @@ def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -
         assert [row[key] for row in history] == [row[key] for row in metrics]
     for key in ("val/accuracy", "val/loss", "test/accuracy", "parameters", "flops", "train/images_per_second"):
         assert seen["summary"][key] == summary[key], key
+    for key in ("best/val/accuracy", "best/epoch", "val/images_per_second", "state"):
+        assert seen["summary"][key] == summary[key], key
+    assert all(row["train/grad_norm"] > 0 for row in history)
+    axes = {each["glob_name"]: each["step_metric"] for each in records(offline, "metric") if "glob_name" in each}
+    assert axes == {"train/*": "epoch", "val/*": "epoch", "ema/*": "epoch"}
     assert summary["wandb"]["id"] == seen["run_id"]
 
 
