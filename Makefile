@@ -2,6 +2,7 @@
 # make test    the environment, then lint, types and all tests
 # make quick   the tests that take no more than a few seconds
 # make format  let ruff rewrite what it can
+# make sync    send what is offline in outputs/wandb to W&B, once
 # make lock    pin torch's pair and the newest of all else that setup.cfg allows
 
 PYTHON ?= python3
@@ -34,10 +35,13 @@ format: .venv/ready
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+sync: .venv/ready
+	@$(bin)/python -m swinexp.track.sync
+
 lock:
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 '.[plots,test]'
 	@.venv-lock/bin/python .ci/lock.py > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .venv-lock
 
-.PHONY: run test quick check format lock
+.PHONY: run test quick check format sync lock

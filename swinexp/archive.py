@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from swinexp import CONF
 from swinexp.mistake import Mistake, first_line, one_line
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def reloaded(folder: Path, **changes: Any) -> Run:
         others = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
         newest = others[-1].parent.parent if others else "FOLDER"
         raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
-    run = typed(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), changes))  # type: ignore[arg-type]
+    silent = OmegaConf.load(CONF / "wandb" / "disabled.yaml")  # a run of before may lack keys of that group
+    run = typed(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
     try:
         pick_device(run.trainer)
     except Mistake:

@@ -69,6 +69,7 @@ def main(cfg: DictConfig) -> float | list[float]:
 def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float | list[float]:
     from swinexp.config import typed
     from swinexp.describe import count
+    from swinexp.look import Look
     from swinexp.sheet import draw_sheet, need_matplotlib
     from swinexp.track import Tracker, print_summary
     from swinexp.train import prepare, steps_per_epoch, summarise, train
@@ -97,7 +98,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
                 figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
                 return _values(run, figures)
             with Tracker(run, folder, config, overrides, facts, group, steps) as track:
-                trial.began(track.id)
+                trial.began(track.wandb.id)
                 track.data(dataset)
                 if run.wandb.images:
                     track.picture("augmentation", lambda path: draw_sheet(run, dataset, path))
@@ -108,6 +109,8 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
 
                 try:
                     figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)
+                    if run.wandb.images:
+                        track.look(Look(run, dataset, path))
                     summary = track.finish(figures)
                 except Pruned:
                     summary = track.finish(summarise(track.history), pruned=True)

@@ -20,6 +20,13 @@ def test_a_run_comes_back_on_a_device_that_is_there(finished: Path) -> None:
     assert reloaded(finished).trainer.device == "auto"
 
 
+def test_a_run_from_before_a_key_of_wandb_comes_back(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["wandb"] = {"mode": "online", "project": "p", "tags": [], "images": True}
+    (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    assert reloaded(finished).wandb.mode == "disabled"
+
+
 def test_weights_fit_or_are_refused(finished: Path) -> None:
     kept, epoch = weights(finished, "last")
     assert epoch == 2

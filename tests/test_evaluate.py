@@ -11,7 +11,8 @@ import yaml
 from swinexp import evaluate
 from swinexp.archive import reloaded
 from swinexp.data import Data, Split, sources
-from swinexp.evaluate import Reading, averaged, calibration_error, outputs, read, restored, table
+from swinexp.evaluate import restored, table
+from swinexp.reading import Reading, averaged, calibration_error, outputs, read
 
 
 def record(folder: Path, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from swinexp.sheet import draw_sheet, spread
 from swinexp.train import prepare
 from tests.conftest import SMALL, Command, small_run
+from tests.test_track import inspect
 
 
 def test_images_come_from_all_classes_in_turn() -> None:
@@ -63,7 +64,7 @@ def test_the_command_prints_what_the_data_are(
 
 
 def test_a_run_shows_its_sheet_in_wandb_once(command: Command) -> None:
-    arguments = (*SMALL, "wandb=offline", "wandb.images=true", "trainer.epochs=1", "name=shown")
+    arguments = (*SMALL, "wandb=offline", "wandb.images=true", "trainer.epochs=1", "test=true", "name=shown")
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     folder = Path("outputs/runs/shown")
@@ -71,3 +72,19 @@ def test_a_run_shows_its_sheet_in_wandb_once(command: Command) -> None:
     (sent,) = Path("outputs/wandb").glob("offline-run-*/files/media/images/augmentation_0_*.png")
     assert sent.read_bytes() == (folder / "pictures" / "augmentation.png").read_bytes()
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
+
+    offline = sent.parents[3]
+    _, (first, epoch, last) = inspect(offline)
+    assert "augmentation._type" in first
+    assert epoch["epoch"] == 1
+    assert {"confusion._type", "attention._type", "errors._type"} <= set(last)
+    for name in ("confusion", "attention"):
+        (shown,) = offline.glob(f"files/media/images/{name}_*.png")
+        assert shown.read_bytes() == (folder / "pictures" / f"{name}.png").read_bytes()
+    (table,) = offline.glob("files/media/table/errors_*.table.json")
+    kept = json.loads(table.read_text())
+    assert kept["columns"] == ["image", "label", "prediction", "confidence", "loss"]
+    losses = [each[4] for each in kept["data"]]
+    assert len(losses) == 32  # of a network that has hardly been trained
+    assert losses == sorted(losses, reverse=True)
+    assert all(each[1] != each[2] for each in kept["data"])

@@ -145,6 +145,8 @@ def test_a_pruned_trial_is_a_run_with_its_figures(swept: tuple[Path, str]) -> No
     (offline,) = (place / "outputs" / "wandb").glob(f"offline-run-*-{kept['wandb']['id']}")
     whole, history = inspect(offline)
     assert whole["state"] == "finished"
+    assert whole["summary"]["state"] == kept["state"] == "pruned"
+    assert whole["name"].startswith("one/1 ")
     assert [each["epoch"] for each in history] == [1]
     assert len([*(place / "outputs" / "wandb").glob("offline-run-*")]) == 4
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,10 +12,20 @@ import pytest
 
 from swinexp import track
 from swinexp.folder import Folder
-from swinexp.track import Tracker, git_revision, read_history
-from tests.conftest import Command, small_run
+from swinexp.mistake import Diverged
+from swinexp.sweep.trial import Outside, live
+from swinexp.track import Tracker, git_diff, git_revision, read_history
+from swinexp.train import prepare, train
+from tests.conftest import SMALL, Command, Record, small_run
 
 QUICK = ("experiment=quickstart", "trainer.epochs=2", "trainer.limit_train=300", "trainer.device=cpu")
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in an offline run, of a kind."""
+    wandb = Path(sys.executable).parent / "wandb"
+    done = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
+    return [line[kind] for line in map(json.loads, done.stdout.splitlines()) if line["type"] == kind]
 
 
 def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -22,18 +33,14 @@ def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     wandb = Path(sys.executable).parent / "wandb"
     deadline = time.monotonic() + 10
     while True:  # right after the end the file can lag by milliseconds
-        whole, records = (
-            subprocess.run(
-                [wandb, "leet", "inspect", *options, "--json", folder], capture_output=True, text=True, check=True
-            )
-            for options in (["--summary"], [])
+        whole = subprocess.run(
+            [wandb, "leet", "inspect", "--summary", "--json", folder], capture_output=True, text=True, check=True
         )
         summary = json.loads(whole.stdout)
         if summary["state"] == "finished" or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    lines = [json.loads(line) for line in records.stdout.splitlines()]
-    return summary, [line["history"]["item"] for line in lines if line["type"] == "history"]
+    return summary, [line["item"] for line in records(folder, "history")]
 
 
 def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -> None:
@@ -86,12 +93,17 @@ def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -
         assert [row[key] for row in history] == [row[key] for row in metrics]
     for key in ("val/accuracy", "val/loss", "test/accuracy", "parameters", "flops", "train/images_per_second"):
         assert seen["summary"][key] == summary[key], key
+    for key in ("best/val/accuracy", "best/epoch", "val/images_per_second", "state"):
+        assert seen["summary"][key] == summary[key], key
+    assert all(row["train/grad_norm"] > 0 for row in history)
+    axes = {each["glob_name"]: each["step_metric"] for each in records(offline, "metric") if "glob_name" in each}
+    assert axes == {"train/*": "epoch", "val/*": "epoch", "ema/*": "epoch"}
     assert summary["wandb"]["id"] == seen["run_id"]
 
 
 def tracker(folder: Folder, *overrides: str) -> Tracker:
     run = small_run(*overrides)
-    return Tracker(run, folder, {"wandb": {}, "seed": 0}, ["seed=0"], {"parameters": 5}, group=None, steps=4)
+    return Tracker(run, folder, {"wandb": {}, "seed": 0}, overrides, {"parameters": 5}, group=None, steps=4)
 
 
 def row(**changes: float) -> dict[str, float]:
@@ -142,14 +154,14 @@ def test_without_a_checkpoint_the_history_starts_anew(tmp_path: Path) -> None:
     assert len(read_history(tmp_path / "metrics.jsonl")) == 1
 
 
-@pytest.mark.parametrize("name", ["log", "summary", "define_metric", "finish"])
+@pytest.mark.parametrize("name", ["log", "summary", "define_metric", "finish", "log_artifact"])
 def test_wandb_that_breaks_is_told_once_and_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     import wandb
 
     class Broken:
-        id, offline, url = "abc", True, None
+        id, offline, url, dir = "abc", True, None, str(tmp_path)
 
         def __getattr__(self, wanted: str) -> Any:
             if wanted == name:
@@ -159,9 +171,11 @@ def test_wandb_that_breaks_is_told_once_and_goes(
             return type("Anything", (), {"__call__": lambda *_, **__: None, "update": lambda *_: None})()
 
     monkeypatch.setattr(wandb, "init", lambda **_: Broken())
-    with Folder(tmp_path) as folder, tracker(folder, "wandb=offline") as track:
+    with Folder(tmp_path) as folder, tracker(folder, "wandb=offline", "wandb.checkpoints=last") as track:
         track.epoch(1, row())
         track.epoch(2, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.touch()
         figures = {**row(), "best/epoch": 1, "best/val/accuracy": 0.5, "epochs": 2, "seconds": 1.0}
         assert track.finish(figures)["val/accuracy"] == 0.5
     assert caplog.text.count("W&B stopped working (the service went away and more)") == 1
@@ -280,10 +294,167 @@ def test_without_matplotlib_only_the_picture_is_missing(
 def test_the_revision_is_this_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = tmp_path / "swinexp"
     here.mkdir()
-    monkeypatch.setattr(track, "HERE", here)
+    monkeypatch.setattr("swinexp.track.about.HERE", here)
     assert git_revision() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *arguments], check=True, capture_output=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert git_revision() == head
+
+
+def offline() -> Path:
+    """Where W&B keeps the one run of a test."""
+    (folder,) = Path("outputs/wandb").glob("offline-run-*")
+    return folder
+
+
+FIGURES = {**row(), "best/epoch": 1, "best/val/accuracy": 0.5, "epochs": 2, "seconds": 1.0}
+
+
+@pytest.mark.parametrize("state", ["complete", "pruned", "interrupted", "failed"])
+def test_every_end_has_its_state_in_the_summary(tmp_path: Path, state: str) -> None:
+    ends = {"interrupted": KeyboardInterrupt(), "failed": Diverged("no")}
+    ignored = contextlib.suppress(KeyboardInterrupt, Diverged)
+    with Folder(tmp_path / "run") as folder, ignored, tracker(folder, "wandb=offline") as track_:
+        track_.epoch(1, row())
+        if state in ends:
+            raise ends[state]
+        assert track_.finish(FIGURES, pruned=state == "pruned")["state"] == state
+    seen, history = inspect(offline())
+    assert seen["summary"]["state"] == state
+    assert seen["exit_code"] == (1 if state in ends else 0)
+    assert [each["epoch"] for each in history] == [1]
+
+
+def test_a_run_is_named_and_tagged_by_what_the_command_overrides(tmp_path: Path) -> None:
+    typed = ("model=tiny", "data=cifar10", "++trainer.epochs=3", "data.root='/a b'", "wandb=offline", "wandb.notes=why")
+    with Folder(tmp_path / "run") as folder, tracker(folder, *typed, "wandb.tags=[mine]", "wandb.entity=team"):
+        pass
+    seen, _ = inspect(offline())
+    assert seen["tags"] == ["mine", "model=tiny", "data=cifar10"]
+    assert seen["name"] == "test"
+    assert seen["notes"] == "why"
+    assert seen["entity"] == "team"
+
+
+def test_a_trial_is_named_by_its_point(tmp_path: Path) -> None:
+    class Third(Outside):
+        number, study, point = 3, "lr", {"optimizer.lr": 0.00123456, "window": "w4", "model.depths": [2, 2]}
+
+    with live(Third()), Folder(tmp_path / "run") as folder, tracker(folder, "wandb=offline"):
+        pass
+    seen, _ = inspect(offline())
+    assert seen["name"] == "lr/3 optimizer.lr=0.00123 window=w4 model.depths=[2,2] seed=0"
+    (begun,) = records(offline(), "run")
+    assert begun["job_type"] == "trial"
+
+
+def test_norms_are_of_every_epoch_and_of_the_weights(tmp_path: Path) -> None:
+    run = small_run("wandb.norms=true", "trainer.epochs=2")
+    model, dataset = prepare(run)
+    record = Record()
+    train(run, model, dataset, tmp_path / "last.pt", record)
+    norm = sum(float(p.detach().double().square().sum()) for p in model.parameters()) ** 0.5
+    first, last = (metrics["train/weight_norm"] for metrics in record.metrics)
+    assert last == pytest.approx(norm)
+    assert first != last
+    assert all(metrics["train/grad_norm"] > 0 for metrics in record.metrics)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "best", "expected"),
+    [
+        ("none", 1, []),
+        ("last", 1, [(["last"], 2)]),
+        ("best", 1, [(["best"], 1)]),
+        ("both", 1, [(["best"], 1), (["last"], 2)]),
+        ("both", 2, [(["best", "last"], 2)]),
+    ],
+)
+def test_checkpoints_become_artifacts_in_the_end(
+    tmp_path: Path, wanted: str, best: int, expected: list[tuple[list[str], int]]
+) -> None:
+    kept = ("wandb=offline", f"wandb.checkpoints={wanted}")
+    with Folder(tmp_path / "run") as folder, tracker(folder, *kept) as track_:
+        folder.checkpoint.parent.mkdir()
+        for epoch in (1, 2):
+            track_.epoch(epoch, row())
+            folder.checkpoint.unlink(missing_ok=True)
+            folder.checkpoint.write_text(f"epoch {epoch}")
+            if epoch == best:
+                folder.checkpoint.with_name("best.pt").hardlink_to(folder.checkpoint)
+        track_.finish({**FIGURES, "best/epoch": best})
+    inspect(offline())
+    found = []
+    for artifact in records(offline(), "artifact"):
+        (entry,) = artifact["manifest"]["contents"]
+        about = json.loads(artifact["metadata"])
+        assert artifact["type"] == "model"
+        assert Path(entry["local_path"]).is_absolute()
+        assert Path(entry["local_path"]).read_text() == f"epoch {about['epoch']}"
+        found.append((sorted({*artifact["aliases"]} - {"latest"}), about["epoch"]))
+    assert found == expected
+
+
+def test_what_differs_from_the_commit_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = tmp_path / "checkout" / "swinexp"
+    here.mkdir(parents=True)
+    monkeypatch.setattr("swinexp.track.about.HERE", here)
+    assert git_diff() == ""
+    git = ["git", "-C", str(here), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (here / "one.py").write_text("first\n")
+    for arguments in (["init", "-q", ".."], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    assert git_diff() == ""
+    (here / "one.py").write_text("second\n")
+    assert "-first\n+second\n" in git_diff()
+    with Folder(tmp_path / "run") as folder, tracker(folder, "wandb=offline"):
+        pass
+    assert (tmp_path / "run" / "code.diff").read_text() == git_diff()
+    assert (offline() / "files" / "code.diff").read_text() == git_diff()
+    monkeypatch.setattr("swinexp.track.about.LONGEST", 10)
+    assert git_diff().endswith("… cut at 10 bytes\n")
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "swinexp.run", *SMALL, "wandb=offline", "trainer.epochs=12", "name=killed"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch  4/12"):
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    subprocess.run(arguments, check=True, capture_output=True, timeout=120)
+    parts = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    seen = [inspect(part) for part in parts]
+    assert [summary["summary"]["state"] for summary, _ in seen] == ["running", "complete"]
+    assert [each["epoch"] for _, history in seen for each in history] == [*range(1, 13)]
+
+
+def test_a_run_that_goes_on_under_another_id_has_its_epochs_of_before(tmp_path: Path) -> None:
+    with Folder(tmp_path / "run") as folder:
+        with tracker(folder) as first:  # without W&B
+            first.epoch(1, row())
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.touch()
+        with tracker(folder, "wandb=offline") as second:
+            second.epoch(1, row())
+            second.epoch(2, row())
+    _, history = inspect(offline())
+    assert [each["epoch"] for each in history] == [1, 2]
+
+
+def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Dark:
+        def errors(self) -> list[Any]:
+            raise RuntimeError("too dark\nto see")
+
+    with Folder(tmp_path / "run") as folder, tracker(folder, "wandb=offline") as track_:
+        track_.epoch(1, row())
+        track_.look(Dark())  # type: ignore[arg-type]
+        assert track_.wandb
+        assert track_.finish(FIGURES)["state"] == "complete"
+    assert "no pictures of the end (too dark to see)" in caplog.text

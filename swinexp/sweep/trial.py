@@ -25,6 +25,7 @@ class Outside:
 
     number: int | None = None
     study: str | None = None
+    point: Mapping[str, object] = {}
 
     def check(self, facts: Mapping[str, float]) -> None:
         """Tell what is known before training. Raises `Forbidden`."""
@@ -73,6 +74,7 @@ class Inside(Outside):
         seen: Callable[[], object],
     ) -> None:
         self.trial, self.study, self.number = trial, study, trial.number
+        self.point = trial.params
         self.curve, self.constraints, self.seen = curve, constraints, seen
         self.reported = (
             set() if curve is None else set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)

@@ -57,6 +57,8 @@ def train(
         if candidates(checkpoint):
             state.restore(checkpoint)
             log.info("resuming after epoch %d (step %d)", len(state.history), state.step)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         compile_seconds = compile_model(run, state, dataset)
         for epoch, metrics in enumerate(state.history, start=1):
             watch(epoch, metrics)
@@ -83,6 +85,8 @@ def train(
         if len(state.history) < run.trainer.epochs:
             log.info("no better val/accuracy in %d epochs (trainer.patience): the run ends", run.trainer.patience)
         figures = summarise(state.history) | ({} if compile_seconds is None else {"compile_seconds": compile_seconds})
+        if device.type == "cuda":
+            figures["gpu_memory"] = torch.cuda.max_memory_allocated(device)
         if dataset.test is not None:
             figures |= _judge(run, state, dataset.test.to(device), dataset, "test")
     return figures
@@ -276,15 +280,18 @@ def evaluate(
 
 
 @torch.no_grad()
-def predictions(run: Run, model: nn.Module, split: Split, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+def predictions(
+    run: Run, model: nn.Module, split: Split, dataset: Dataset, alone: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, classes) in fp32 and labels (B,), batch by batch, of every image of a split once, in order.
 
-    Several processes take turns with the batches.
+    Several processes take turns with the batches, unless this one is `alone`.
     """
     device = dataset.mean.device
     batch_size = EVALUATION_BATCH[device.type]
     model.eval()
-    starts = range(rank() * batch_size, len(split), size() * batch_size)
+    first, each = (0, 1) if alone else (rank(), size())
+    starts = range(first * batch_size, len(split), each * batch_size)
     for batch in split.each(slice(start, start + batch_size) for start in starts):
         # A last batch of another size is not worth compiling for.
         forward = model if len(batch) == batch_size else model.forward

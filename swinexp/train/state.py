@@ -77,6 +77,9 @@ class State:
             "train/images_per_second": self.steps * run.trainer.batch_size / self.seconds,
             **evaluation,
         }
+        if run.wandb.norms:
+            norms = torch.stack(torch._foreach_norm([p.detach() for p in self.model.parameters()]))
+            metrics["train/weight_norm"] = torch.linalg.vector_norm(norms).item()
         if run.trainer.on_nan == "skip":
             metrics["train/skipped_steps"] = int(skipped.sum())
         self.history.append(metrics)

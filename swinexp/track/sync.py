@@ -1,0 +1,70 @@
+"""Send the runs that are offline in outputs/wandb, each once.
+
+    python -m swinexp.track.sync
+
+W&B marks what it has sent. What a run is still writing to waits for the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from swinexp.mistake import Ended, Mistake
+from swinexp.track.wandb import PLACE, key_is_configured
+
+
+def unsent(place: Path) -> list[Path]:
+    """The offline files that W&B has not marked as sent, the oldest first; a resumed run has one for each part."""
+    found = sorted(place.glob("offline-run-*/run-*.wandb"))
+    return [path for path in found if not path.with_name(f"{path.name}.synced").exists()]
+
+
+def being_written(paths: Iterable[Path]) -> set[Path]:
+    """Those that a process of this machine has open, where the system tells."""
+    opened = set()
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # the process has ended, or is another user's
+            opened.add(os.readlink(handle))
+    return {path for path in paths if str(path.resolve()) in opened}
+
+
+def runs(paths: Iterable[Path]) -> str:
+    count = len({path.name for path in paths})  # run-<id>.wandb
+    return f"{count} {'run' if count == 1 else 'runs'}"
+
+
+def sync(place: Path, command: Sequence[str]) -> None:
+    """Have `command` send what is there, and say how many that were. Raises `Mistake`, and `Ended` where some stay."""
+    waiting = unsent(place)
+    busy = being_written(waiting)
+    ready = [path for path in waiting if path not in busy]
+    if busy:
+        print(f"{runs(busy)} still being written: left for the next time")
+    if not ready:
+        print(f"nothing to send in {place}")
+        return
+    if not key_is_configured():
+        raise Mistake(f"{runs(ready)} to send, and no API key is configured. Type wandb login")
+    subprocess.run([*command, *map(str, ready)], check=False, stdin=subprocess.DEVNULL)
+    left = [path for path in unsent(place) if path in ready]
+    print(f"{runs(set(ready) - set(left))} sent")
+    if left:
+        raise Ended(f"{runs(left)} could not be sent; the same command tries again")
+
+
+def main() -> None:
+    """The command."""
+    try:
+        sync(PLACE, [sys.executable, "-m", "wandb", "sync"])
+    except (Mistake, Ended) as end:
+        print(f"swinexp: {end}", file=sys.stderr)
+        sys.exit(1 if isinstance(end, Ended) else 2)
+
+
+if __name__ == "__main__":
+    main()
