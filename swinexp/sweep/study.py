@@ -236,8 +236,12 @@ class Study:
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
+        return self._with_me(trial) == TrialState.RUNNING
+
+    def _with_me(self, trial: optuna.Trial) -> TrialState | None:
+        """Its state as this process left it; None when it is another worker's by now."""
         now = self.optuna._storage.get_trial(trial._trial_id)
-        return now.state == TrialState.RUNNING and now.user_attrs.get(WORKER) == me()
+        return now.state if now.user_attrs.get(WORKER) == me() else None
 
     def tell(
         self,
@@ -262,10 +266,10 @@ class Study:
         late: Mapping[int, float],
     ) -> bool:
         with self.alone(), checked(self.url):
-            now = self.optuna._storage.get_trial(trial._trial_id)
-            if now.state == state and now.user_attrs.get(WORKER) == me():  # the server's answer was lost
+            now = self._with_me(trial)
+            if now == state:  # the server's answer was lost
                 return True
-            if not self.mine(trial):
+            if now != TrialState.RUNNING:
                 log.warning("trial %d was given to another worker meanwhile: its end here does not count", trial.number)
                 return False
             for epoch, value in late.items():
