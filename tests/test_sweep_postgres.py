@@ -105,7 +105,8 @@ def said(process: subprocess.Popen[str]) -> list[int]:
     return [int(line) for line in lines if line != "ready"]
 
 
-def test_eight_machines_lose_no_trial_and_none_is_done_twice(server: Server) -> None:
+@pytest.mark.usefixtures("server")
+def test_eight_machines_lose_no_trial_and_none_is_done_twice() -> None:
     total = 8 * 200
     machines = [machine(f"m{index}", total) for index in range(8)]
     shares = [said(each) for each in machines]
@@ -118,7 +119,8 @@ def test_eight_machines_lose_no_trial_and_none_is_done_twice(server: Server) -> 
     assert not any(LOST in trial.user_attrs for trial in trials)
 
 
-def test_who_is_killed_loses_only_its_trial(server: Server) -> None:
+@pytest.mark.usefixtures("server")
+def test_who_is_killed_loses_only_its_trial() -> None:
     first = machine("m0", 20, pause=0.2)
     assert first.stdout is not None
     numbers = [first.stdout.readline() for _ in range(4)][1:]
@@ -132,7 +134,8 @@ def test_who_is_killed_loses_only_its_trial(server: Server) -> None:
     assert [trial.number for trial in trials if LOST in trial.user_attrs] == [int(numbers[-1])]
 
 
-def test_the_lock_of_who_is_killed_is_let_go(server: Server) -> None:
+@pytest.mark.usefixtures("server")
+def test_the_lock_of_who_is_killed_is_let_go() -> None:
     held = study()
     code = "\n".join(
         (
