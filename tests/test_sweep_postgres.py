@@ -20,6 +20,7 @@ from swinexp import HERE
 from swinexp.sweep.patience import Away
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import LOST
+from tests.conftest import SMALL
 from tests.postgres import PASSWORD, Server, binaries, serving
 from tests.sweeping import study_of
 from tests.test_sweep_chaos import start, write_app
@@ -84,9 +85,10 @@ def server(served: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         OPEN.pop().close()
 
 
-def study(*overrides: str, folder: str = "sweep") -> Study:
+def study(*overrides: str, folder: str = "sweep", direction: str = "minimize") -> Study:
     """One that the fixture closes."""
-    OPEN.append(study_of("hydra.sweeper.storage=postgres", *overrides, folder=Path(folder)))
+    storage = "hydra.sweeper.storage=postgres"
+    OPEN.append(study_of(storage, *overrides, directions=[direction], folder=Path(folder)))
     return OPEN[-1]
 
 
@@ -223,6 +225,43 @@ def test_a_server_that_stays_away_ends_the_worker(server: Server) -> None:
         "(hydra.sweeper.patience=1). What was trained is in the runs' checkpoints; the same command goes on"
     )
     assert PASSWORD not in line
+
+
+def test_training_ends_with_a_checkpoint_when_the_server_stays_away(server: Server, tmp_path: Path) -> None:
+    given = [one for one in SMALL if not one.startswith("trainer.epochs")]
+    sweep = ["sweep=quickstart", "storage=postgres", "hydra.sweeper.patience=2", "hydra.sweeper.heartbeat=0.5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swinexp.run", *sweep, *given, "trainer.epochs=10000", "wandb=disabled"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not list(tmp_path.glob("outputs/sweeps/*/0/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        server.stop()
+        try:
+            words = process.communicate(timeout=120)[1]
+        finally:
+            server.start()
+    finally:
+        process.kill()
+        process.communicate()
+    last = words.strip().splitlines()[-1]
+    assert process.returncode == 1, words
+    assert last.startswith("swinexp: postgresql://…@127.0.0.1:"), words
+    assert last.endswith("the same command goes on")
+    (folder,) = tmp_path.glob("outputs/sweeps/*/0")
+    assert list(folder.rglob("last.pt"))
+    assert [
+        path for path in folder.parent.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()
+    ] == []
+    one = study(folder=str(folder.parent), direction="maximize")
+    assert one.trials[0].state == TrialState.RUNNING
+    assert one._claim().number == 0
+    assert len(one.trials[0].user_attrs[LOST]) == 1
 
 
 def arguments() -> str:
