@@ -264,6 +264,10 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
         group, _, option = argument.lstrip("+").partition("=")
         if argument.startswith("+") and _options(group):
             return f"{argument}: the group is there already. Type {group}={option}"
+    kept = re.search(r"In 'storage/(\w+)': ConfigKeyError", message)
+    if kept:
+        instead = f"sweep=NAME storage={kept[1]}, or -m hydra/sweeper=swinexp_optuna storage={kept[1]}"
+        return f"storage={kept[1]}: only a sweep of ours keeps a study. Type {instead}"
     there = re.search(r"An item is already at '([^']+)'", message)
     if there:
         key, value = _typed(there.group(1), arguments)

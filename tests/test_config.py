@@ -13,7 +13,7 @@ from tests.conftest import config, small_run
 OPTIONS = [
     (path.parent.name, path.stem)
     for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name not in ("hydra", "experiment")
+    if path.parent.name not in ("hydra", "experiment", "storage")
 ]
 
 

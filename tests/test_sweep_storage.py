@@ -44,8 +44,8 @@ def test_a_word_that_is_no_address_is_told() -> None:
     with pytest.raises(Mistake) as told:
         url_of("study.db", Path("/f"))
     assert str(told.value) == (
-        "hydra.sweeper.storage=study.db: one of sqlite, journal, sqlite:///FILE, journal:///FILE, postgresql://… is "
-        "needed. Type hydra.sweeper.storage=sqlite:///study.db"
+        "hydra.sweeper.storage=study.db: one of sqlite, journal, postgres, sqlite:///FILE, journal:///FILE, "
+        "postgresql://… is needed. Type hydra.sweeper.storage=sqlite:///study.db"
     )
 
 

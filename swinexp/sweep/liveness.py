@@ -50,3 +50,7 @@ class Liveness:
         if self._heard.get(number, (None, 0.0))[0] != sign:
             self._heard[number] = sign, time.monotonic()
         return time.monotonic() - self._heard[number][1] > self.grace
+
+    def forget(self) -> None:
+        """Listen anew: nobody could be heard for a while."""
+        self._heard.clear()

@@ -52,6 +52,7 @@ class Options:
     max_interruptions: int
     heartbeat: float
     grace: float
+    patience: float
     allow_space_change: bool
     dry_run: int
 
@@ -64,7 +65,7 @@ class Options:
             at_least["max_epochs_total"] = 1
         for key, least in at_least.items():
             self._check(getattr(self, key) >= least, key, f"at least {least}", max(least, 1))
-        for key, example in (("timeout", 3600), ("heartbeat", 30), ("grace", 180)):
+        for key, example in (("timeout", 3600), ("heartbeat", 30), ("grace", 180), ("patience", 300)):
             value = getattr(self, key)
             self._check(value is None or value > 0, key, "seconds, more than 0", example)
         self._check(self.grace >= 2 * self.heartbeat, "grace", "at least twice the heartbeat", 3 * self.heartbeat)

@@ -25,6 +25,7 @@ from swinexp.sweep.board import shown_params
 from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
+from swinexp.sweep.storage import url_of
 from swinexp.sweep.study import N_TRIALS, another
 from swinexp.sweep.trial import Constraint, constraint
 
@@ -48,6 +49,7 @@ class Plan:
     seed: int
     every: list[Point] | None
     folder: Path
+    url: str
     asked: dict[str, Any]  # what makes two sweeps the same one
 
 
@@ -80,7 +82,8 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     every = every_point(opts, space, seed)
     asked = _asked(config, space, objectives, opts)
     folder = Path(config.hydra.sweep.dir)
-    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, asked)
+    url = url_of(opts.storage, folder.absolute())
+    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, url, asked)
 
 
 def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,21 @@ from swinexp.mistake import Mistake
 from swinexp.sweep.budget import Budget, Enough
 from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
+from swinexp.sweep.patience import Eager, Patience, is_away
 from swinexp.sweep.search import build_pruner, build_sampler
 from swinexp.sweep.space import Point, Space
-from swinexp.sweep.storage import FILES, alone, checked, open_storage, url_of
+from swinexp.sweep.storage import (
+    FILES,
+    Everywhere,
+    alone,
+    checked,
+    is_postgres,
+    is_server,
+    open_storage,
+    shown_url,
+    unusable,
+    url_of,
+)
 from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, counts
 
 log = logging.getLogger(__name__)
@@ -56,19 +68,24 @@ class Study:
         self.budget = Budget(options)
         self.every = every
         self._liveness = Liveness(options.grace)
+        self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
+        self._everywhere = Everywhere(url, name) if is_postgres(url) else None
+        self._unsure: int | None = None  # the trial that this process may have, or not, since the server went away
         new = not folder.exists()
         try:
             self._open(directions)
-        except Mistake:
+        except Exception as error:
             if new:
                 (folder / ".lock").unlink(missing_ok=True)
                 remove_empty(folder)
+            if is_server(url) and is_away(error):
+                raise unusable(url, error) from error
             raise
 
     def _open(self, directions: Sequence[str]) -> None:
         name, url = self.name, self.url
         with self.alone():  # of two first ones on a new file, one would fail
-            storage = open_storage(url)
+            storage = self.patience.steady(open_storage(url))
             with checked(url):
                 try:
                     self.optuna = optuna.create_study(
@@ -94,12 +111,14 @@ class Study:
         if isinstance(backend, RDBStorage):
             backend.remove_session()
             backend.engine.dispose()
+        if self._everywhere is not None:
+            self._everywhere.close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the study's lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder / ".lock"):
+        with alone(self.folder / ".lock"), self._everywhere() if self._everywhere is not None else nullcontext():
             yield
 
     @property
@@ -110,6 +129,9 @@ class Study:
 
     def agree(self, asked: Mapping[str, Any]) -> None:
         """Raise `Mistake` when the study was begun with another space, objective or config; write down this one."""
+        self.patience(lambda: self._agree(asked))
+
+    def _agree(self, asked: Mapping[str, Any]) -> None:
         with self.alone():
             known = self.optuna.user_attrs.get("asked")
             if known == asked:
@@ -123,6 +145,9 @@ class Study:
 
     def fill(self) -> None:
         """Queue what is to be tried in any case: known points, and every point of a grid. Copy what is learnt from."""
+        self.patience(self._fill)
+
+    def _fill(self) -> None:
         with self.alone():
             trials = self.trials
             if self.options.warm_start is not None and not any(FROM in trial.user_attrs for trial in trials):
@@ -176,7 +201,12 @@ class Study:
         log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
 
     def claim(self) -> optuna.Trial:
-        """The next trial, with its point; this process has it from now on. Raises `Nothing` and `Enough`."""
+        """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`."""
+        trial = self.patience(self._claim)
+        self.space.suggest(trial)
+        return trial
+
+    def _claim(self) -> optuna.Trial:
         with self.alone(), checked(self.url):
             trials = self.trials
             lost = [each for each in trials if each.state == TrialState.RUNNING and self._lost(each)]
@@ -195,9 +225,10 @@ class Study:
             number = len(trials) if queued is None else queued
             self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
             trial = self.optuna.ask()
+            self._unsure = trial.number
             trial.set_user_attr(WORKER, me())
-        self.space.suggest(trial)
-        return trial
+            self._unsure = None
+            return trial
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of those that are wanted are finished."""
@@ -205,8 +236,12 @@ class Study:
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
+        return self._with_me(trial) == TrialState.RUNNING
+
+    def _with_me(self, trial: optuna.Trial) -> TrialState | None:
+        """Its state as this process left it; None when it is another worker's by now."""
         now = self.optuna._storage.get_trial(trial._trial_id)
-        return now.state == TrialState.RUNNING and now.user_attrs.get(WORKER) == me()
+        return now.state if now.user_attrs.get(WORKER) == me() else None
 
     def tell(
         self,
@@ -214,13 +249,32 @@ class Study:
         state: TrialState,
         values: Sequence[float] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        late: Mapping[int, float] | None = None,
     ) -> bool:
-        """Write down how a trial ended, and what there is to say of it; False when it is another worker's by now."""
+        """Write down how a trial ended, and what there is to say of it; False when it is another worker's by now.
+
+        `late` are the figures of epochs that could not be told when they were there.
+        """
+        return self.patience(lambda: self._tell(trial, state, values, attributes or {}, late or {}))
+
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        late: Mapping[int, float],
+    ) -> bool:
         with self.alone(), checked(self.url):
-            if not self.mine(trial):
+            now = self._with_me(trial)
+            if now == state:  # the server's answer was lost
+                return True
+            if now != TrialState.RUNNING:
                 log.warning("trial %d was given to another worker meanwhile: its end here does not count", trial.number)
                 return False
-            for key, value in (attributes or {}).items():
+            for epoch, value in late.items():
+                trial.report(value, epoch)
+            for key, value in attributes.items():
                 trial.set_user_attr(key, value)
             self.optuna.tell(trial, values, state)
             return True
@@ -230,13 +284,19 @@ class Study:
         return self.tell(trial, TrialState.FAIL, attributes={ERROR: {"kind": kind, "line": line}})
 
     def give_back(self, trial: optuna.Trial) -> None:
-        """Queue an interrupted trial again."""
+        """Queue an interrupted trial again; whoever looks next does where the server is away."""
+        self.patience.once(lambda: self._give_back(trial))
+
+    def _give_back(self, trial: optuna.Trial) -> None:
         with self.alone(), checked(self.url):
             if self.mine(trial):
                 self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def beat(self, trial: optuna.Trial, count: int) -> None:
         """A sign of life for workers on other machines, as long as this process has the trial."""
+        self.patience.once(lambda: self._beat(trial, count))
+
+    def _beat(self, trial: optuna.Trial, count: int) -> None:
         with self.alone():
             if self.mine(trial):
                 self.optuna._storage.set_trial_user_attr(trial._trial_id, BEAT, count)
@@ -244,7 +304,7 @@ class Study:
     def _lost(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone. Only asked under the lock, where each has one."""
         worker = trial.user_attrs.get(WORKER)
-        if worker is None:
+        if worker is None or (trial.number == self._unsure and worker == me()):
             return True
         return self._liveness.gone(trial.number, worker, trial.user_attrs.get(BEAT, 0))
 
@@ -271,7 +331,7 @@ def another(folder: str) -> optuna.Study:
         )
     there = json.loads(record.read_text())
     kept = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
-    url = url_of(kept[0], record.parent.absolute()) if kept else there["storage"]
+    url = url_of(kept[0] if kept else there["storage"], record.parent.absolute())
     try:
         return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:

@@ -28,7 +28,6 @@ from swinexp.sweep.budget import Enough
 from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
 from swinexp.sweep.ranking import ranked
 from swinexp.sweep.space import Parameter
-from swinexp.sweep.storage import shown_url, url_of
 from swinexp.sweep.study import Study
 from swinexp.sweep.worker import Launch, Worker
 from swinexp.sweep.workers import Workers, is_worker, of_the_top, orphaned
@@ -60,7 +59,7 @@ def sweep(
     with closing(_study(what)) as study:
         study.agree(what.asked)
         study.fill()
-        kept = {"name": study.name, "storage": shown_url(study.url)}
+        kept = {"name": study.name, "storage": study.url if what.options.storage != "postgres" else "postgres"}
         write_text(record, json.dumps({**kept, "objective": what.objectives, "directions": what.directions}) + "\n")
         if not (what.folder / "multirun.yaml").exists():
             write_text(what.folder / "multirun.yaml", OmegaConf.to_yaml(config))
@@ -80,8 +79,9 @@ def sweep(
 
 
 def _study(what: Plan) -> Study:
-    url = url_of(what.options.storage, what.folder.absolute())
-    return Study(what.folder.name, what.folder, url, what.directions, what.options, what.space, what.seed, what.every)
+    return Study(
+        what.folder.name, what.folder, what.url, what.directions, what.options, what.space, what.seed, what.every
+    )
 
 
 def _top(what: Plan, study: Study) -> Study:

@@ -63,7 +63,10 @@ def constraint(text: str) -> Constraint | None:
 
 
 class Inside(Outside):
-    """Of a run that is a trial, or one of a trial's seeds. `curve` is the key whose course decides on pruning."""
+    """Of a run that is a trial, or one of a trial's seeds. `curve` is the key whose course decides on pruning.
+
+    `once` tries something with the study, which may be away; what it has not been told yet waits in `late`.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Inside(Outside):
         curve: str | None,
         constraints: Sequence[Constraint],
         seen: Callable[[], object],
+        once: Callable[[Callable[[], object]], bool] = lambda work: (work(), True)[1],
     ) -> None:
         self.trial, self.study, self.number = trial, study, trial.number
         self.point = trial.params
@@ -80,6 +84,8 @@ class Inside(Outside):
             set() if curve is None else set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
         )
         self.best: float | None = None
+        self.once = once
+        self.late: dict[int, float] = {}
 
     def check(self, facts: Mapping[str, float]) -> None:
         for each in self.constraints:
@@ -94,14 +100,20 @@ class Inside(Outside):
             self.trial.set_user_attr("wandb", wandb)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.seen()
+        self.once(self.seen)
         if self.curve is None:
             return
         value = self._value(metrics)
         if epoch in self.reported:  # before the run was interrupted
             return
-        self.trial.report(value, epoch)
-        self.reported.add(epoch)
+        self.late[epoch] = value
+        self.once(lambda: self._report(epoch))
+
+    def _report(self, epoch: int) -> None:
+        for late, value in list(self.late.items()):
+            self.trial.report(value, late)
+            self.reported.add(late)
+            del self.late[late]
         if self.trial.should_prune():
             raise Pruned(f"after epoch {epoch}")
 

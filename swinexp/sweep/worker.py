@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from swinexp.folder import write_text
 from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
 from swinexp.sweep.budget import Enough
+from swinexp.sweep.patience import Away
 from swinexp.sweep.study import Nothing, Study
 from swinexp.sweep.trial import Constraint, Forbidden, Inside, Pruned, live
 from swinexp.sweep.trials import FORBIDDEN
@@ -53,6 +54,7 @@ class Worker:
         self.by_seeds = study.options.pruner["name"] == "wilcoxon"
         self.curve = None if self.by_seeds else curve
         self.epochs = 0
+        self.late: dict[int, float] = {}
 
     def work(self) -> Enough:
         """Until there is enough; returns why. An interrupted trial goes back to the queue."""
@@ -80,7 +82,8 @@ class Worker:
         self.epochs = 0
         for index in range(options.seeds):
             curve = self.curve if index == 0 else None
-            inside = Inside(trial, self.study.name, curve, self.constraints, self._count)
+            inside = Inside(trial, self.study.name, curve, self.constraints, self._count, self.study.patience.once)
+            self.late = inside.late
             seeded = [f"seed={self.seed + index}"] if options.seeds > 1 else []
             where = f"hydra.sweep.subdir={self.place}{number}" + (f"/seed{index}" if seeded else "")
             with live(inside):
@@ -112,10 +115,12 @@ class Worker:
         more = dict(attributes or {})
         if self.epochs and (self.curve is None or self.study.options.seeds > 1):  # else they are those of its curve
             more["epochs"] = self.epochs
-        self.study.tell(trial, state, values, more)
+        self.study.tell(trial, state, values, more, self.late)
 
     def _ended_early(self, trial: optuna.Trial, error: Any) -> None:
         match error:
+            case Away():
+                raise error
             case Pruned():
                 self._finish(trial, TrialState.PRUNED)
             case Forbidden():
@@ -147,7 +152,8 @@ class Worker:
             count = 0
             while not over.wait(self.study.options.heartbeat):
                 count += 1
-                self.study.beat(trial, count)
+                with suppress(Away):  # whoever asks something of the study ends
+                    self.study.beat(trial, count)
 
         thread = threading.Thread(target=beats, daemon=True)
         thread.start()
