@@ -83,7 +83,7 @@ class Worker:
         for index in range(options.seeds):
             curve = self.curve if index == 0 else None
             inside = Inside(trial, self.study.name, curve, self.constraints, self._count, self.study.patience.once)
-            self.late = inside.late
+            self.late = inside.late if index == 0 else self.late  # only the first seed has a curve
             seeded = [f"seed={self.seed + index}"] if options.seeds > 1 else []
             where = f"hydra.sweep.subdir={self.place}{number}" + (f"/seed{index}" if seeded else "")
             with live(inside):
