@@ -430,7 +430,9 @@ def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
     subprocess.run(arguments, check=True, capture_output=True, timeout=120)
     parts = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
     seen = [inspect(part) for part in parts]
-    assert [summary["summary"]["state"] for summary, _ in seen] == ["running", "complete"]
+    killed, ended = (summary["summary"].get("state") for summary, _ in seen)
+    assert killed in ("running", None)  # W&B keeps a summary a second or two after it is told
+    assert ended == "complete"
     assert [each["epoch"] for _, history in seen for each in history] == [*range(1, 13)]
 
 
