@@ -154,3 +154,11 @@ def test_two_commands_share_one_study(tmp_path: Path) -> None:
     workers = [trial.user_attrs["worker"]["pid"] for trial in trials]
     assert len(set(workers)) == 3
     assert min(workers.count(worker) for worker in set(workers)) > total / 10
+
+
+@pytest.mark.slow
+def test_a_sweep_may_be_called_as_the_folder_of_the_best_is(tmp_path: Path) -> None:
+    write_app(tmp_path)
+    process = start(tmp_path, "hydra.sweep.dir=top", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    assert process.wait(timeout=120) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert sorted(path.parent.name for path in (tmp_path / "top").glob("*/done")) == ["0", "1", "2", "3"]

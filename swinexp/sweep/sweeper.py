@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,8 @@ def sweep(
     record = what.folder / "study.json"
     if not record.exists():
         rehearse(what.space, config, context)
-    with closing(_study(what)) as study:
+    with ExitStack() as opened:
+        study = opened.enter_context(closing(_study(what)))
         study.agree(what.asked)
         study.fill()
         kept = {"name": study.name, "storage": study.url if what.options.storage != "postgres" else "postgres"}
@@ -67,7 +68,7 @@ def sweep(
         try:
             enough = _search(what, study, launch)
             if what.options.top_k and not str(enough):
-                top = _top(what, study)
+                top = opened.enter_context(closing(_top(what, study)))
                 top.fill()
                 _search(what, top, launch)
         except KeyboardInterrupt:
@@ -103,8 +104,9 @@ def _top(what: Plan, study: Study) -> Study:
 
 def _work(what: Plan, launch: Launch) -> None:
     """As one of several workers; the last one left writes the report where nobody else can."""
-    with closing(_study(what)) as study:
-        top = _top(what, study) if of_the_top() else None
+    with ExitStack() as opened:
+        study = opened.enter_context(closing(_study(what)))
+        top = opened.enter_context(closing(_top(what, study))) if of_the_top() else None
         enough = _worker(what, top or study, launch).work()
         if orphaned():
             _leave(study, top, what, str(enough))
@@ -113,14 +115,19 @@ def _work(what: Plan, launch: Launch) -> None:
 
 
 def _worker(what: Plan, study: Study, launch: Launch, board: Board | None = None) -> Worker:
-    top = study.name.endswith(f"-{TOP}") and study.folder.name == TOP
     seen = (lambda: None) if board is None else board.look
-    return Worker(study, launch, what.seed, what.curve, what.constraints, seen, f"{TOP}/" if top else "")
+    place = f"{TOP}/" if _is_top(what, study) else ""
+    return Worker(study, launch, what.seed, what.curve, what.constraints, seen, place)
+
+
+def _is_top(what: Plan, study: Study) -> bool:
+    """Whether it is that of the best points, which lies in the sweep's folder; a sweep may be called top itself."""
+    return study.folder != what.folder
 
 
 def _search(what: Plan, study: Study, launch: Launch) -> Enough:
     """Have a study's trials run, here or by workers; returns why no more are begun."""
-    options, top = what.options, study.folder.name == TOP
+    options, top = what.options, _is_top(what, study)
     with Board(study, what.objectives) as board:
         if options.n_jobs == 1:
             return _worker(what, study, launch, board).work()
