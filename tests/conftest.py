@@ -63,6 +63,16 @@ def _isolated(
             handler.close()
 
 
+@pytest.fixture
+def quiet_optuna() -> Iterator[None]:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
 def config(*overrides: str) -> DictConfig:
     """The composed config of a command, outside Hydra's runtime."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

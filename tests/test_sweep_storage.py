@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -12,13 +11,7 @@ import pytest
 from swinexp.mistake import Mistake
 from swinexp.sweep.storage import alone, checked, open_storage, shown_url, url_of
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
 
 def study_in(url: str) -> optuna.Study:

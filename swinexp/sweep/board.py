@@ -59,12 +59,13 @@ class Board:
         if not now and time.monotonic() - self.looked < EVERY:
             return
         trials = self.study.trials
+        leader = self._leader(trials)
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self.told and counts(trial):
                 self.told.add(trial.number)
-                style = STYLES.get(trial.state) if self._leader(trials) is not trial else "bold green"
+                style = STYLES.get(trial.state) if leader is not trial else "bold green"
                 self.console.print(
-                    self._line(trial, trials), style=style, highlight=False, soft_wrap=True, markup=False
+                    self._line(trial, leader), style=style, highlight=False, soft_wrap=True, markup=False
                 )
         if self.live is not None:
             self.live.update(self._running(trials), refresh=True)
@@ -73,9 +74,8 @@ class Board:
     def _leader(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         return next(iter(front(self.study, trials)), None) if len(self.objectives) == 1 else None
 
-    def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
+    def _line(self, trial: FrozenTrial, leader: FrozenTrial | None) -> str:
         parts = [f"trial {trial.number}", f"{state(trial):9}", shown_values(trial)]
-        leader = self._leader(trials)
         if leader is not None:
             other = f"(best {shown_values(leader)}, trial {leader.number})"
             parts.append("best so far" if leader.number == trial.number else other)

@@ -41,10 +41,6 @@ class Parameter:
                 return trial.suggest_int(self.key, d.low, d.high, step=d.step, log=d.log)
         raise AssertionError(self.distribution)
 
-    def override(self, value: Any) -> str:
-        """What one types for a value."""
-        return f"{self.key}={text(value)}"
-
     def values(self) -> list[Any]:
         """All values. Raises `Mistake` for an interval, which has no end of them."""
         match self.distribution:
