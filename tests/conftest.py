@@ -24,6 +24,7 @@ from swinexp.config import Run, typed
 from swinexp.swin import Attention, Block, Model, Patch, Swin, Window
 from swinexp.track import ConsoleHandler
 from swinexp.train import prepare, train
+from tests.wandb_server import Server, serving
 
 # A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
 SMALL = (
@@ -71,6 +72,15 @@ def quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
     optuna.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A W&B server of the test's own, which has a key configured for it."""
+    with serving() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 def config(*overrides: str) -> DictConfig:
