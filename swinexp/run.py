@@ -54,8 +54,9 @@ def main(cfg: DictConfig) -> float | list[float]:
     """Train what `cfg` describes, or go on where that was interrupted; returns the objective, or all of them."""
     job = HydraConfig.get()
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
+    options = {name: option for name, option in job.runtime.choices.items() if "/" not in name and option is not None}
     try:
-        return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), group)
+        return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), options, group)
     except (Mistake, Ended) as end:
         if isinstance(end, Ended):
             log.error("%s", end, extra=TOLD)
@@ -66,7 +67,9 @@ def main(cfg: DictConfig) -> float | list[float]:
         raise
 
 
-def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -> float | list[float]:
+def _run(
+    cfg: DictConfig, path: Path, overrides: list[str], options: dict[str, str], group: str | None
+) -> float | list[float]:
     from swinexp.config import typed
     from swinexp.describe import count
     from swinexp.look import Look
@@ -97,7 +100,7 @@ def _run(cfg: DictConfig, path: Path, overrides: list[str], group: str | None) -
             if rank() > 0:  # which writes nothing
                 figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
                 return _values(run, figures)
-            with Tracker(run, folder, config, overrides, facts, group, steps) as track:
+            with Tracker(run, folder, config, overrides, options, facts, group, steps) as track:
                 trial.began(track.wandb.id)
                 track.data(dataset)
                 if run.wandb.images:

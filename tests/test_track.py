@@ -87,6 +87,8 @@ def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -
     assert seen["tags"] == ["first", "second"]
     assert seen["config"]["model"]["depths"] == [2, 2]
     assert seen["config"]["window"]["size"] == 2
+    assert seen["config"]["options"]["window"] == "w2"
+    assert {"hydra/sweeper", "storage"}.isdisjoint(seen["config"]["options"])
     assert seen["config"]["environment"]["git"] == summary["git"]
     assert [row["epoch"] for row in history] == [1, 2]
     for key in ("train/loss", "val/loss", "val/accuracy"):
@@ -103,7 +105,8 @@ def test_a_run_is_in_its_folder_and_in_wandb(command: Command, tmp_path: Path) -
 
 def tracker(folder: Folder, *overrides: str) -> Tracker:
     run = small_run(*overrides)
-    return Tracker(run, folder, {"wandb": {}, "seed": 0}, overrides, {"parameters": 5}, group=None, steps=4)
+    config = {"wandb": {}, "seed": 0}
+    return Tracker(run, folder, config, overrides, {"model": "nano"}, {"parameters": 5}, group=None, steps=4)
 
 
 def row(**changes: float) -> dict[str, float]:

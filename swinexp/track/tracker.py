@@ -45,7 +45,11 @@ def tags(given: Sequence[str], overrides: Sequence[str]) -> list[str]:
 
 
 class Tracker:
-    """Writes a run down while it happens. `facts` are figures known before training, such as the parameters."""
+    """Writes a run down while it happens.
+
+    `options` are those of the config's groups, {group: option}, by which W&B can tell runs apart and group them;
+    `facts` are figures known before training, such as the parameters.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Tracker:
         folder: Folder,
         config: Mapping[str, Any],
         overrides: Sequence[str],
+        options: Mapping[str, str],
         facts: Mapping[str, float],
         group: str | None,
         steps: int,
@@ -71,7 +76,7 @@ class Tracker:
             job_type="train" if alone else "trial",
             notes=run.wandb.notes,
             tags=tags(run.wandb.tags, overrides),
-            config={**config, "environment": self.environment, **sweep},
+            config={**config, "options": dict(options), "environment": self.environment, **sweep},
         )
         # In a sweep, the console is the sweep's.
         self.bar = Bar(run.trainer.epochs, steps, run.trainer.batch_size, quiet=not alone)
