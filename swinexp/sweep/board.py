@@ -122,6 +122,19 @@ def shown_tally(trials: Sequence[FrozenTrial]) -> str:
     return ", ".join(f"{number} {name}" for name, number in tally(trials).items() if number)
 
 
+def failures(trials: Sequence[FrozenTrial]) -> list[str]:
+    """A line for each kind of failure: which trials, and what the first one said."""
+    kinds: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            kinds.setdefault(error(trial)["kind"], []).append(trial)
+    lines = []
+    for kind, failed in kinds.items():
+        numbers = ", ".join(str(trial.number) for trial in failed[:10]) + (", …" if len(failed) > 10 else "")
+        lines.append(f"{kind}: trial{'s' if len(failed) > 1 else ''} {numbers}; first: {error(failed[0])['line']}")
+    return lines
+
+
 def state(trial: FrozenTrial) -> str:
     """What we call a trial's state."""
     if FORBIDDEN in trial.user_attrs:
@@ -162,13 +175,8 @@ def print_end(
 
     head = f"study {study.name}: {shown_tally(trials) or 'no trials'}; {epochs(trials)} epochs in all"
     say(head + (f"; {why}" if why else ""), "bold")
-    failures: dict[str, list[FrozenTrial]] = {}
-    for trial in trials:
-        if trial.state == TrialState.FAIL:
-            failures.setdefault(error(trial)["kind"], []).append(trial)
-    for kind, failed in failures.items():
-        numbers = ", ".join(str(trial.number) for trial in failed[:10]) + (", …" if len(failed) > 10 else "")
-        say(f"{kind}: trial{'s' if len(failed) > 1 else ''} {numbers}; first: {error(failed[0])['line']}")
+    for failure in failures(trials):
+        say(failure)
     place = "best" if len(objectives) == 1 else "on the front"
     for leader in leaders(study, top)[:10]:
         trial = leader.trial

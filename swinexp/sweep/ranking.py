@@ -5,11 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.sweep.study import Study
 from swinexp.sweep.trials import counts
+
+
+class Known(Protocol):
+    """A study, or one that is only read: as much as it takes to judge its trials."""
+
+    optuna: optuna.Study
+
+    @property
+    def trials(self) -> list[FrozenTrial]: ...
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,12 @@ class Leader:
         return ", ".join(shown) + (f" (mean ± standard deviation of {seeds} seeds)" if seeds > 1 else "")
 
 
-def leaders(study: Study, top: Study | None = None) -> list[Leader]:
+def leaders(study: Known, top: Known | None = None) -> list[Leader]:
     """The best trial of a study with one objective, or the front of one with several.
 
     With a study `top` of further seeds, every point that was trained on all of them, the best mean first.
     """
-    found = [Leader(trial, [*_on_seeds(trial)]) for trial in front(study, study.trials)]
+    found = [Leader(trial, on_seeds(trial)) for trial in front(study, study.trials)]
     if top is None:
         return found
     further: dict[int, list[list[float]]] = {}
@@ -50,7 +60,7 @@ def leaders(study: Study, top: Study | None = None) -> list[Leader]:
             further.setdefault(trial.number, []).append(each.values)
     most = max(map(len, further.values()), default=0)
     confirmed = [
-        Leader(trial, [*_on_seeds(trial), *further[trial.number]])
+        Leader(trial, [*on_seeds(trial), *further[trial.number]])
         for trial in trials.values()
         if most and len(further.get(trial.number, [])) == most
     ]
@@ -58,14 +68,14 @@ def leaders(study: Study, top: Study | None = None) -> list[Leader]:
     return sorted(confirmed, key=lambda leader: sign * leader.means[0]) or found
 
 
-def ranked(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def ranked(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials that keep the constraints, the best one first."""
     own = (t for t in trials if t.state == TrialState.COMPLETE and counts(t))
     kept = [t for t in own if all(excess <= 0 for excess in t.constraints.values())]
     return sorted(kept, key=lambda trial: (_costs(study, trial), trial.number))
 
 
-def front(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def front(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials that no other one is better than in every objective; of one objective, the best alone."""
     kept = ranked(study, trials)
     if len(study.optuna.directions) == 1:
@@ -88,14 +98,15 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def _signs(study: Study) -> list[int]:
+def _signs(study: Known) -> list[int]:
     return [-1 if direction.name == "MAXIMIZE" else 1 for direction in study.optuna.directions]
 
 
-def _costs(study: Study, trial: FrozenTrial) -> list[float]:
+def _costs(study: Known, trial: FrozenTrial) -> list[float]:
     return [sign * value for sign, value in zip(_signs(study), trial.values, strict=True)]
 
 
-def _on_seeds(trial: FrozenTrial) -> list[list[float]]:
+def on_seeds(trial: FrozenTrial) -> list[list[float]]:
+    """The values of a complete trial, (seeds, objectives)."""
     seeds = trial.user_attrs.get("seeds", [trial.values])
     return [value if isinstance(value, list) else [value] for value in seeds]

@@ -113,7 +113,7 @@ def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optu
             wanted["Curves"] = ("plot_intermediate_values", whole, {})
     for index, objective in enumerate(objectives if len(complete) > 1 else []):
         of = f" for {objective}" if len(objectives) > 1 else ""
-        one, name = _of_one(whole, index), {"target_name": objective}
+        one, name = of_one(whole, index), {"target_name": objective}
         wanted[f"Importance{of} ({len(complete)} complete trials)"] = ("plot_param_importances", one, name)
         if not of:
             wanted["Slices"] = ("plot_slice", one, name)
@@ -121,7 +121,7 @@ def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optu
     return wanted
 
 
-def _of_one(study: optuna.Study, index: int) -> optuna.Study:
+def of_one(study: optuna.Study, index: int) -> optuna.Study:
     """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized."""
     one = optuna.create_study(direction=study.directions[index])
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):

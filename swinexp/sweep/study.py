@@ -321,23 +321,18 @@ class Study:
         storage.set_trial_state_values(number, TrialState.WAITING)
 
 
-def another(folder: str) -> optuna.Study:
-    """The study of another sweep's folder. Raises `Mistake`."""
+def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
+    """The study of another sweep's folder, which was typed for `key`. Raises `Mistake`."""
     record = Path(folder) / "study.json"
     if not record.is_file():
-        raise Mistake(
-            f"hydra.sweeper.warm_start={folder}: no sweep's folder. Type one that has a study.json, such as "
-            "outputs/sweeps/NAME"
-        )
+        raise Mistake(f"{key}={folder}: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME")
     there = json.loads(record.read_text())
     kept = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
     url = url_of(kept[0] if kept else there["storage"], record.parent.absolute())
     try:
         return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:
-        raise Mistake(
-            f"hydra.sweeper.warm_start={folder}: its study is no longer in {url}. Move it back there"
-        ) from None
+        raise Mistake(f"{key}={folder}: its study is no longer in {url}. Move it back there") from None
 
 
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
