@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import optuna
+from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.sweep.trials import counts
@@ -16,7 +16,8 @@ from swinexp.sweep.trials import counts
 class Known(Protocol):
     """A study, or one that is only read: as much as it takes to judge its trials."""
 
-    optuna: optuna.Study
+    @property
+    def optuna(self) -> Study: ...
 
     @property
     def trials(self) -> list[FrozenTrial]: ...
