@@ -85,6 +85,6 @@ def only_of(subject: Subject, runs: Any) -> None:
     """
     if subject.sweep is not None:
         group = {"section": "run", "name": "group"}
-        leaf = {"key": group, "op": "=", "value": subject.sweep.folder.absolute().name, "disabled": False}
+        leaf = {"key": group, "op": "=", "value": subject.sweep.name, "disabled": False}
         runs._stashed_filters_v2 = {"filterFormat": "filterV2", "filters": [leaf]}
         runs._stashed_filter_string = ""

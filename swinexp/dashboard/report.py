@@ -30,12 +30,13 @@ BEST_TRIALS = 10  # that the table shows
 def written(sweep: Sweep) -> dict[str, str]:
     """{heading: Markdown} of what there is to say."""
     found = leaders(sweep, sweep.top)
-    shown = list({leader.trial.number: leader for leader in [*found, *_ranked(sweep)]}.values())[:BEST_TRIALS]
+    known = {leader.trial.number for leader in found}
+    others = [Leader(trial, on_seeds(trial)) for trial in ranked(sweep, sweep.trials) if trial.number not in known]
     space = [f"- `{key}`: {tried}" for key, tried in sweep.space.items()]
     parts = {
         "Summary": _summary(sweep),
         "Best" if len(sweep.objectives) == 1 else "On the front": _best(sweep, found),
-        "The best trials": _table(sweep, shown),
+        "The best trials": _table(sweep, [*found, *others][:BEST_TRIALS]),
         "What mattered": _importances(sweep),
         "What was varied": "\n".join(space),
         "What failed": "\n".join(f"- {line}" for line in failures(sweep.trials)),
@@ -105,10 +106,6 @@ def _command(kept: Path) -> str:
     overrides = [str(override) for override in yaml.safe_load(kept.read_text())]
     alone = ["hydra.mode=RUN"] if any(override.startswith("sweep=") for override in overrides) else []
     return shlex.join(["python", "-m", "swinexp.run", *overrides, *alone])
-
-
-def _ranked(sweep: Sweep) -> list[Leader]:
-    return [Leader(trial, on_seeds(trial)) for trial in ranked(sweep, sweep.trials)]
 
 
 def _table(sweep: Sweep, shown: Sequence[Leader]) -> str:

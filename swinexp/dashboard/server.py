@@ -12,7 +12,7 @@ from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.track import key_is_configured
 
 OFFLINE = "offline=true writes the pages into files instead"
-PATIENCE = 20  # seconds that a server may take to answer
+PATIENCE = 10  # seconds that a server may take to answer
 
 T = TypeVar("T")
 

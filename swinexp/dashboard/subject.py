@@ -124,6 +124,7 @@ def subject(study: str | None, project: str | None, entity: str | None) -> Subje
 
 
 def _sweep(study: str) -> Sweep:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(study) if "/" in study or not (SWEEPS / study).is_dir() else SWEEPS / study
     found = another(str(folder), "study")
     record = json.loads((folder / "study.json").read_text())
