@@ -22,6 +22,7 @@ from typing import Any
 
 ENTITY = "me"
 KEY = "k" * 40
+_LAST = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}  # page of a list
 
 
 @dataclass
@@ -68,6 +69,9 @@ class Server:
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.views: dict[str, dict[str, Any]] = {}  # saved workspaces, by name
+        self.reports: dict[str, dict[str, Any]] = {}  # by id
+        self.sweeps: dict[str, Any] = {}  # configs of W&B's own, by id
+        self.points: list[dict[str, Any]] = []  # that its agents are still to try
         self.unknown: list[str] = []  # operations that it has no answer to
         self.fault: int | str | None = None
         self.lock = threading.Lock()
@@ -249,6 +253,51 @@ class Server:
             {"id": view["id"], "displayName": view["displayName"], "spec": json.dumps(view["spec"])} for view in found
         ]
         return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
+
+    def _GetProjects(self, _: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({run.project for run in self.runs.values()} | {"swinexp"})
+        about = {
+            "__typename": "Project",
+            "entityName": ENTITY,
+            "createdAt": "2026-01-01T00:00:00",
+            "isBenchmark": False,
+        }
+        edges = [{"node": {**about, "id": name, "name": name, "user": None}} for name in names]
+        return {"models": {"pageInfo": _LAST, "edges": edges}}
+
+    def _upsertView(self, about: dict[str, Any]) -> dict[str, Any]:
+        known = about["id"]
+        kept = {**about, "id": known or f"VmlldzoxM{len(self.reports)}==", "spec": json.loads(about["spec"])}
+        self.reports[kept["id"]] = kept
+        project = {"id": about["projectName"], "name": about["projectName"], "entityName": about["entityName"]}
+        view = {key: about[key] for key in ("name", "type", "displayName", "description", "spec")}
+        return {"upsertView": {"view": {**view, "id": kept["id"], "project": project}, "inserted": known is None}}
+
+    def _ProjectViews(self, _: dict[str, Any]) -> dict[str, Any]:
+        nodes = [{**report, "spec": json.dumps(report["spec"])} for report in self.reports.values()]
+        return {"project": {"allViews": {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": _LAST}}}
+
+    def _UpsertSweep(self, about: dict[str, Any]) -> dict[str, Any]:
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = json.loads(about["config"])
+        project = {"id": about["projectName"], "name": about["projectName"], "entity": {"id": ENTITY, "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, about: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"id": about["sweep"], "config": json.dumps(self.sweeps[about["sweep"]]), "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _CreateAgent(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def _Heartbeat(self, about: dict[str, Any]) -> dict[str, Any]:
+        commands: list[dict[str, Any]] = []
+        if not json.loads(about["runState"]):  # its agents train one run at a time
+            point = self.points.pop(0) if self.points else None
+            told = {key: {"value": value} for key, value in (point or {}).items()}
+            run = {"type": "run", "run_id": f"point{len(self.points)}", "program": "swinexp.run", "args": told}
+            commands = [{"type": "exit"} if point is None else run]
+        return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
 
 
 class _HTTP(ThreadingHTTPServer):

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from swinexp import CONF
-from swinexp.folder import run_name
 from swinexp.mistake import Mistake, check, check_options, shown
 from swinexp.sweep.options import WHERE
 from swinexp.sweep.plan import Plan, plan, rehearse
@@ -49,11 +48,10 @@ def converted(arguments: Sequence[str]) -> str:
 
 def _planned(fixed: list[str], swept: list[str]) -> tuple[Plan, DictConfig]:
     """What the sweep is to do, checked, and its config. Raises `Mistake`."""
-    named = [f"name='{run_name(fixed)}'", "hydra.mode=MULTIRUN"]
-    config = hydra.compose("config", [*fixed, *named], return_hydra_config=True)
+    config = hydra.compose("config", [*fixed, "hydra.mode=MULTIRUN"], return_hydra_config=True)
     if "sampler" not in config.hydra.sweeper:
         params = config.hydra.sweeper.params
-        config = hydra.compose("config", [*fixed, *named, *OURS], return_hydra_config=True)
+        config = hydra.compose("config", [*fixed, "hydra.mode=MULTIRUN", *OURS], return_hydra_config=True)
         config.hydra.sweeper.params = params
     loader = GlobalHydra.instance().config_loader()
     context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
