@@ -183,7 +183,7 @@ def test_saving_again_changes_the_same_pages(wandb_server: Server) -> None:
     first = dashboard(f"study={STUDY}")
     assert (first.returncode, first.stderr) == (0, "")
     (view,), (report,) = wandb_server.views.values(), wandb_server.reports.values()
-    assert (view["displayName"], view["entityName"], view["projectName"]) == (f"Sweep {STUDY}", "me", "swinexp")
+    assert (view["displayName"], view["entityName"], view["projectName"]) == ("Sweep lr,model:nano", "me", "swinexp")
     assert (report["displayName"], report["entityName"], report["projectName"]) == (f"Sweep {STUDY}", "me", "swinexp")
     assert addressed(view["spec"])["summary"] >= {"best/val/accuracy", "flops"}
     addresses = re.findall(rf"{wandb_server.url}/me/swinexp\S+", first.stdout)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 ENTITY = "me"
 KEY = "k" * 40
 _LAST = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}  # page of a list
@@ -158,6 +160,9 @@ class Server:
         viewer = {"id": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
         return {"viewer": {**viewer, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
 
+    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": ENTITY, "entity": ENTITY}}
+
     def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
@@ -279,7 +284,7 @@ class Server:
 
     def _UpsertSweep(self, about: dict[str, Any]) -> dict[str, Any]:
         name = f"sweep{len(self.sweeps)}"
-        self.sweeps[name] = json.loads(about["config"])
+        self.sweeps[name] = yaml.safe_load(about["config"])
         project = {"id": about["projectName"], "name": about["projectName"], "entity": {"id": ENTITY, "name": ENTITY}}
         return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
 

@@ -69,7 +69,7 @@ def send(subject: Subject) -> None:
     from swinexp.dashboard.workspace import workspace
 
     entity = entity_of(subject.entity)
-    print(f"workspace {subject.title}: {save_workspace(workspace(subject, entity))}")
+    print(f"workspace {subject.title}: {save_workspace(workspace(subject, entity), subject.title)}")
     if subject.sweep is not None:
         print(f"report {subject.title}: {save_report(report(subject, entity))}")
 

@@ -29,13 +29,13 @@ def entity_of(given: str | None) -> str:
     return str(found)
 
 
-def save_workspace(made: Any) -> str:
-    """Create a workspace, or change the one that was saved under its name before; returns its address. Raises `Ended`.
+def save_workspace(made: Any, title: str) -> str:
+    """Create a workspace, or change the one that was saved for its title before; returns its address. Raises `Ended`.
 
-    Its name in W&B's table of views is made of what it shows, so that any machine finds it.
+    What W&B's table of views calls it is made of the title, so that any machine finds it, whatever it is shown as.
     """
     internal = library("workspaces.internal")
-    name = hashlib.blake2b(made.name.encode(), digest_size=8).hexdigest()[:11]  # as many as W&B's own have
+    name = hashlib.blake2b(title.encode(), digest_size=8).hexdigest()[:11]  # as many signs as W&B's own have
 
     def save() -> str:
         made._internal_name = f"nw-{name}-v"

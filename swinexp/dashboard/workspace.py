@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from swinexp.dashboard.panels import BEST, compare, curves, health, library, only_of, outcome
@@ -23,7 +24,7 @@ def workspace(subject: Subject, entity: str = "") -> Any:
     made = ws.Workspace(
         entity=entity,
         project=subject.project,
-        name=subject.title,
+        name=_without_symbols(subject.title),
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -34,3 +35,8 @@ def workspace(subject: Subject, entity: str = "") -> Any:
     )
     only_of(subject, made)
     return made
+
+
+def _without_symbols(title: str) -> str:
+    """The library takes `=` and `+` for emojis, which a workspace's name may not have."""
+    return "".join(":" if unicodedata.category(sign).startswith("S") else sign for sign in title)
