@@ -199,6 +199,7 @@ def test_saving_again_changes_the_same_pages(wandb_server: Server) -> None:
     assert wandb_server.unknown == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

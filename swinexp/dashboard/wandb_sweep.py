@@ -35,7 +35,6 @@ def converted(arguments: Sequence[str]) -> str:
     check_options(fixed)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         found, config = _planned(fixed, swept)
-    expressible(found)
     whole, notes = _whole(found, config, fixed)
     head = [
         f"# {' '.join(arguments)}, for W&B's own sweeps. To create one, and to run an agent where outputs/ is to be:",
@@ -47,16 +46,17 @@ def converted(arguments: Sequence[str]) -> str:
 
 
 def _planned(fixed: list[str], swept: list[str]) -> tuple[Plan, DictConfig]:
-    """What the sweep is to do, checked, and its config. Raises `Mistake`."""
+    """What the sweep is to do, checked against our runs and W&B's sweeps, and its config. Raises `Mistake`."""
     config = hydra.compose("config", [*fixed, "hydra.mode=MULTIRUN"], return_hydra_config=True)
-    if "sampler" not in config.hydra.sweeper:
+    if "sampler" not in config.hydra.sweeper:  # Hydra's basic one
         params = config.hydra.sweeper.params
         config = hydra.compose("config", [*fixed, "hydra.mode=MULTIRUN", *OURS], return_hydra_config=True)
         config.hydra.sweeper.params = params
     loader = GlobalHydra.instance().config_loader()
     context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
     given = {str(key): value for key, value in config.hydra.sweeper.items() if key != "_target_"}
-    found = plan(given, config, context, swept)
+    found = plan(given, config, context, [*config.hydra.overrides.task, *swept])
+    expressible(found)
     rehearse(found.space, config, context)
     return found, config
 
