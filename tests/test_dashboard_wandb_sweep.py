@@ -50,6 +50,7 @@ def ends(parameter: dict[str, Any]) -> list[Any]:
     return parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 def test_every_sweep_is_one_of_wandbs_or_says_what_that_lacks(name: str) -> None:
     if name in REFUSED:
@@ -60,11 +61,9 @@ def test_every_sweep_is_one_of_wandbs_or_says_what_that_lacks(name: str) -> None
     sweep = whole(f"sweep={name}")
     assert (sweep["name"], sweep["program"]) == (name, "swinexp.run")
     assert sweep["metric"] == {"name": "val/accuracy", "goal": "maximize"}
-    for key, parameter in sweep["parameters"].items():
-        for value in ends(parameter):
-            point = {other: ends(each)[0] for other, each in sweep["parameters"].items()} | {key: value}
-            run = typed(compose(typed_by_an_agent(sweep, point)))
-            assert run.objectives == ["val/accuracy"]
+    for end in (0, -1):
+        point = {key: ends(parameter)[end] for key, parameter in sweep["parameters"].items()}
+        assert typed(compose(typed_by_an_agent(sweep, point))).objectives == ["val/accuracy"]
 
 
 def test_lr_wd_is_what_its_file_says() -> None:
@@ -154,30 +153,35 @@ def test_what_wandb_cannot_do_is_refused(arguments: list[str], line: str) -> Non
 
 @pytest.mark.slow
 def test_wandbs_own_agent_trains_its_points(wandb_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    )  # of the `python` that agents start
-    fixed = (*SMALL, "trainer.epochs=2", "sweep=quickstart")
-    command = [sys.executable, "-m", "swinexp.dashboard", "export=wandb_sweep", *fixed]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # where agents find `python`
+    command = [sys.executable, "-m", "swinexp.dashboard", "export=wandb_sweep"]
     with Path("sweep.yaml").open("w") as file:
-        subprocess.run(command, check=True, stdout=file, timeout=60)
+        arguments = ["sweep=quickstart", *SMALL, "trainer.epochs=2", "window=w2,w4"]
+        subprocess.run([*command, *arguments], check=True, stdout=file, timeout=120)
     wandb = str(Path(sys.executable).parent / "wandb")
-    made = subprocess.run([wandb, "sweep", "sweep.yaml"], capture_output=True, text=True, check=True, timeout=60)
+    made = subprocess.run([wandb, "sweep", "sweep.yaml"], capture_output=True, text=True, check=True, timeout=120)
+    assert "wandb agent me/swinexp/sweep0" in made.stderr
     (sweep,) = wandb_server.sweeps.values()
-    assert "me/swinexp/sweep0" in made.stderr
-    names = [*sweep["parameters"]]
-    wandb_server.points = [dict(zip(names, values, strict=True)) for values in ((1e-3, 0.01, 0), (0.002, 0.1, 0.1))]
+    keys = ["optimizer.lr", "optimizer.weight_decay", "trainer.label_smoothing", "window"]
+    assert sorted(sweep["parameters"]) == keys
+    points = {(1e-3, 0.01, 0, "w2"), (0.002, 0.1, 0.1, "w4")}  # 0: a server's JSON has no 0.0
+    wandb_server.points = [dict(zip(keys, values, strict=True)) for values in points]
     agent = [wandb, "agent", "--count", "2", "me/swinexp/sweep0"]
     done = subprocess.run(agent, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert len(wandb_server.runs) == 2, done.stdout + done.stderr
     for run in wandb_server.runs.values():
         assert (run.state, run.summary["state"]) == ("finished", "complete")
-        assert sweep["metric"]["name"] in run.history[-1]
-        assert run.summary["val/accuracy"] == run.history[-1]["val/accuracy"]
+        assert run.history[-1][sweep["metric"]["name"]] == run.summary["val/accuracy"]
+        assert run.config["optimizer"]["lr"] == run.config["optimizer.lr"]
+        # A group that a sweep of W&B's varies is its option there; the values are in the run's folder.
+        assert run.config["window"] == run.config["options"]["window"]
     folders = sorted(Path("outputs/runs").iterdir())
-    rates = [yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] for folder in folders]
-    assert sorted(rates) == [1e-3, 2e-3]
-    assert {json.loads((folder / "summary.json").read_text())["wandb"]["id"] for folder in folders} == {
-        *wandb_server.runs
-    }
+    trained = set()
+    for folder in folders:
+        has = yaml.safe_load((folder / "config.yaml").read_text())
+        rates = has["optimizer"]["lr"], has["optimizer"]["weight_decay"], has["trainer"]["label_smoothing"]
+        trained.add((*rates, f"w{has['window']['size']}"))
+    assert trained == points
+    ids = {json.loads((folder / "summary.json").read_text())["wandb"]["id"] for folder in folders}
+    assert ids == {*wandb_server.runs}
