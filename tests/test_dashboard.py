@@ -222,6 +222,10 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
             "study=nowhere: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME",
         ),
         (["--ofline"], "--ofline: there are no options but --offline. Type ofline=VALUE"),
+        (
+            ["project=a/b", "--offline"],
+            "project=a/b: 1 to 128 characters without / \\ # ? % :. Type project=swinexp",
+        ),
         (["export=ray"], "export=ray: one of wandb_sweep. Type export=wandb_sweep"),
         (
             ["stdy=one"],

@@ -25,12 +25,14 @@ from swinexp.archive import requested
 from swinexp.folder import write_text
 from swinexp.mistake import Mistake, one_of
 from swinexp.run import reported
+from swinexp.track.options import check_place
 
 if TYPE_CHECKING:
     from swinexp.dashboard.subject import Subject
 
 EXPORTS = ("wandb_sweep",)
 EXPORT = "export="
+MULTIRUN = ("-m", "--multirun")  # which a sweep's command may have
 
 
 @dataclass
@@ -41,6 +43,9 @@ class Request:
     project: str | None = None
     entity: str | None = None
     offline: bool = False
+
+    def __post_init__(self) -> None:
+        check_place("", self.project, self.entity)
 
 
 def keep(subject: Subject) -> None:
@@ -87,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from swinexp.dashboard.wandb_sweep import converted
 
             one_of("export", exports[-1], EXPORTS)
-            print(converted([argument for argument in given if not argument.startswith(EXPORT)]), end="")
+            overrides = [each for each in given if not each.startswith(EXPORT) and each not in MULTIRUN]
+            print(converted(overrides), end="")
             return
         for option in options:
             if option.startswith("-"):

@@ -11,6 +11,24 @@ WANDB_MODES = ("auto", "online", "offline", "disabled", "", "dryrun")  # the las
 CHECKPOINTS = ("none", "last", "best", "both")
 
 
+def check_place(prefix: str, project: str | None, entity: str | None) -> None:
+    """Raise `Mistake` unless W&B can have a project of that name, of that user or team; `prefix` begins their keys."""
+    check(
+        project is None or bool(re.fullmatch(r"[^/\\#?%:]{1,128}", project)),
+        f"{prefix}project",
+        project,
+        "1 to 128 characters without / \\ # ? % :",
+        f"{prefix}project=swinexp",
+    )
+    check(
+        entity is None or bool(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", entity)),
+        f"{prefix}entity",
+        entity,
+        "a user or a team: 1 to 64 letters, digits, - and _",
+        f"{prefix}entity=null",
+    )
+
+
 @dataclass
 class Wandb:
     """Where W&B keeps the run, and what beside its figures. Offline runs go to outputs/wandb/; `make sync` sends them.
@@ -41,20 +59,7 @@ class Wandb:
             f"one of {', '.join(WANDB_MODES[:4])} (with wandb=auto the variable WANDB_MODE sets it)",
             "wandb=offline",
         )
-        check(
-            bool(re.fullmatch(r"[^/\\#?%:]{1,128}", self.project)),
-            "wandb.project",
-            self.project,
-            "1 to 128 characters without / \\ # ? % :",
-            "wandb.project=swinexp",
-        )
-        check(
-            self.entity is None or bool(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.entity)),
-            "wandb.entity",
-            self.entity,
-            "a user or a team: 1 to 64 letters, digits, - and _",
-            "wandb.entity=null",
-        )
+        check_place("wandb.", self.project, self.entity)
         check(
             all(1 <= len(tag) <= 64 for tag in self.tags),
             "wandb.tags",
