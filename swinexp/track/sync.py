@@ -1,4 +1,4 @@
-"""Send the runs that are offline in outputs/wandb, each once.
+"""Send what W&B's server lacks of the runs in outputs/wandb, each once: what is offline, or was not taken in time.
 
     python -m swinexp.track.sync
 
@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from swinexp.mistake import Ended, Mistake
-from swinexp.track.wandb import PLACE, key_is_configured
+from swinexp.track.wandb import ONLINE_TOO, PLACE, UNSENT, key_is_configured
 
 
 def unsent(place: Path) -> list[Path]:
-    """The offline files that W&B has not marked as sent, the oldest first; a resumed run has one for each part."""
-    found = sorted(place.glob("offline-run-*/run-*.wandb"))
+    """The files that W&B has not marked as sent, the oldest first; a resumed run has one for each part."""
+    late = [path.with_suffix("") for path in place.glob(f"run-*/run-*.wandb{UNSENT}")]
+    found = [*sorted(place.glob("offline-run-*/run-*.wandb")), *sorted(late)]
     return [path for path in found if not path.with_name(f"{path.name}.synced").exists()]
 
 
@@ -50,7 +51,7 @@ def sync(place: Path, command: Sequence[str]) -> None:
         return
     if not key_is_configured():
         raise Mistake(f"{runs(ready)} to send, and no API key is configured. Type wandb login")
-    subprocess.run([*command, *map(str, ready)], check=False, stdin=subprocess.DEVNULL)
+    subprocess.run([*command, ONLINE_TOO, *map(str, ready)], check=False, stdin=subprocess.DEVNULL)
     left = [path for path in unsent(place) if path in ready]
     print(f"{runs(set(ready) - set(left))} sent")
     if left:

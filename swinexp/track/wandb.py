@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ log = logging.getLogger(__name__)
 
 PLACE = Path("outputs", "wandb")  # of the runs that are offline
 START = 10  # seconds that an unreachable server may take at the start of a run
-END = 8  # and at its end
+END = 7  # and at its end
 UPLOAD = 300  # or, where checkpoints have to be sent
+UNSENT = ".unsent"  # how a file is called that lies beside what a server did not take in time
+ONLINE_TOO = "--include-online"  # makes W&B's command send what a server had the beginning of
+ROOM = 2**16  # bytes that a disk has at least, unless it is full
 FIGURES = ("label", "prediction", "confidence", "loss")  # of an error, beside its image
 
 
@@ -58,23 +62,16 @@ class WandbRun:
         if mode == "disabled":
             return
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without network, it delays the exit
-        if mode != "offline":
-            try:
-                found = key_is_configured()
-            except Exception as error:
-                log.warning("W&B's settings do not work (%s)", one_line(error))
-                found = False
-            if mode == "online" and not found:  # W&B would ask for a key on a terminal
-                log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
-            mode = "online" if found else "offline"
+        if mode != "offline" and not self._may_be_online(mode):
+            mode = "offline"
         known = read_id(self.kept) if resuming else None
         before = None if known is None else offline_epochs(known)  # while there is no file of this part
         if mode == "online":
-            self.run = self._init("online", known)
+            self.run = self._init("online", known, "the run is kept offline")
             if self.run is None:  # the failed id stays taken in this process
                 known = None
         if self.run is None:
-            self.run = self._init("offline", known)
+            self.run = self._init("offline", known, "the run goes on without it")
         if self.run is None:
             return
         write_text(self.kept, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
@@ -140,18 +137,43 @@ class WandbRun:
     def finish(self, state: str, failed: bool) -> None:
         """The end, with how it came to it."""
         self.summary({"state": state})
-        self.tries(lambda run: run.finish(exit_code=int(failed)))
+        if self.run is None:
+            return
+        file = Path(self.run.settings.sync_file)
+        try:
+            self.run.finish(exit_code=int(failed))
+        except Exception as error:
+            log.warning("W&B has not got all of the run (%s); to send it: %s", one_line(error), self._sync_command())
+            with suppress(OSError):
+                file.with_name(file.name + UNSENT).touch()
+        with suppress(OSError):
+            if shutil.disk_usage(file.parent).free < ROOM:
+                log.warning("the disk of %s is full: W&B may lack part of the run", os.path.relpath(file.parent))
 
     def where(self) -> str:
         """Where W&B has the run: its page, or its folder and what to do with that."""
         if not self.run.offline:
             return str(self.run.url)
+        look = f"{_command()} leet {os.path.relpath(self.run.settings.sync_dir)}"
+        return f"offline; to look: {look}; to send: {self._sync_command()}"
+
+    def _sync_command(self) -> str:
         place = os.path.relpath(self.run.settings.sync_dir)
         every_part = re.sub(r"\d{8}_\d{6}", "*", place)  # a resumed run has a folder for each of its parts
-        command = "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).parent / "wandb")
-        return f"offline; to look: {command} leet {place}; to send: {command} sync {every_part}"
+        return f"{_command()} sync {'' if self.run.offline else f'{ONLINE_TOO} '}{every_part}"
 
-    def _init(self, mode: str, known: str | None) -> Any:
+    def _may_be_online(self, mode: str) -> bool:
+        """Whether there is a key for W&B's server; says so where one is wanted, since W&B would ask on a terminal."""
+        try:
+            found = key_is_configured()
+        except Exception as error:
+            log.warning("W&B's settings do not work (%s), so the run is kept offline", one_line(error))
+            return False
+        if mode == "online" and not found:
+            log.warning("W&B: no API key is configured (type: wandb login), so the run is kept offline")
+        return found
+
+    def _init(self, mode: str, known: str | None, instead: str) -> Any:
         try:
             import wandb
 
@@ -168,12 +190,14 @@ class WandbRun:
                     console="off",
                     init_timeout=START,
                     finish_timeout=END if self.options.checkpoints == "none" else UPLOAD,
+                    finish_timeout_raises=True,
                     x_transaction_log_flush_interval=1,  # so that kill -9 loses a second, not a run
                 ),
                 **self.about,
             )
         except Exception as error:
-            log.warning("W&B could not start %s (%s)", mode, one_line(error))
+            reason = one_line(error).partition(" Consider increasing ")[0]  # a setting that is ours
+            log.warning("W&B could not start %s (%s), so %s", mode, reason, instead)
             return None
 
     def _catch_up(self, run: Any, history: Sequence[Mapping[str, float]], before: set[int] | None) -> None:
@@ -191,6 +215,11 @@ class WandbRun:
         for part in ("train", "val", "ema"):
             run.define_metric(f"{part}/*", step_metric="epoch")
         run.summary.update(dict(facts))
+
+
+def _command() -> str:
+    """How `wandb` is called from here."""
+    return "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).parent / "wandb")
 
 
 def key_is_configured() -> bool:
