@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLACE = Path("outputs", "wandb")  # of the runs that are offline
-START = 10  # seconds that an unreachable server may take at the start of a run
-END = 7  # and at its end
+START = 8  # seconds that an unreachable server may take at the start of a run
+END = 6  # and at its end
 UPLOAD = 300  # or, where checkpoints have to be sent
 UNSENT = ".unsent"  # how a file is called that lies beside what a server did not take in time
 ONLINE_TOO = "--include-online"  # makes W&B's command send what a server had the beginning of
