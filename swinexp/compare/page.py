@@ -1,0 +1,61 @@
+"""A comparison as a page of HTML that can be sent to someone: its tables, its pictures, and what is left out."""
+
+from __future__ import annotations
+
+import html
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swinexp.compare.differences import is_number
+from swinexp.compare.runs import COMPLETE, Found
+from swinexp.compare.table import columns, left_out, notes, tally, why
+from swinexp.folder import write_text
+from swinexp.page import cell, page, picture, table
+
+if TYPE_CHECKING:
+    from swinexp.compare.__main__ import Comparison
+
+CURVES = ("val/accuracy", "val/loss", "train/loss")  # of the history, beside the figure that is compared
+
+
+def write_page(found: Comparison, path: Path) -> None:
+    """All of a comparison. Without matplotlib, which is an extra, there are no pictures, and the page says so."""
+    groups, metric = found.groups, found.metric
+    cells = columns(groups, metric)
+    kinds = ["best" if index == 0 and len(groups) > 1 else "" for index in range(len(groups))]
+    rows = [
+        (kind, [cell(each.text, each.figure) for each in row])
+        for kind, row in zip(kinds, zip(*cells.values(), strict=True), strict=True)
+    ]
+    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in notes(groups))
+    sections = [table([*cells], rows, left=[*groups[0].settings, "difference"]), f"<ul>{remarks}</ul>"]
+    sections += _pictures(found) if find_spec("matplotlib") else ["<p>matplotlib, which draws, is not installed.</p>"]
+    names = ["state", "run", "W&B", "why"]
+    for title, runs in (("Not among them", left_out(found.runs, metric)), ("All runs", found.runs)):
+        listed = [(run.state, [*map(html.escape, _told(run, metric))]) for run in runs]
+        sections += [f"<h2>{title}</h2>", table(names, listed, left=names)] if runs else []
+    write_text(path, page(f"{metric} by {', '.join(groups[0].settings) or 'nothing'}", tally(found.runs), sections))
+
+
+def _told(run: Found, metric: str) -> tuple[str, ...]:
+    return run.state, str(run.path), run.wandb or "", why(run, metric)
+
+
+def _pictures(found: Comparison) -> list[str]:
+    from swinexp.compare.pictures import COSTS, draw_costs, draw_curves, draw_keys, draw_standing, png
+
+    groups, metric = found.groups, found.metric
+    judged = [run for run in found.runs if run.state == COMPLETE and is_number(run.summary.get(metric))]
+    drawn = {}
+    if len(groups) > 1:
+        drawn["How they stand"] = draw_standing(groups, metric)
+    if any(groups[0].settings) and found.keys:
+        drawn["By what was varied"] = draw_keys(judged, metric, found.keys)
+    curves = [key for key in dict.fromkeys((metric, *CURVES)) if any(run.curve(key)[0] for run in judged)]
+    if curves:
+        drawn["Curves"] = draw_curves(groups, curves[:2])
+    costs = [key for key in COSTS if key != metric and any(group.of(key) for group in groups)]
+    if costs and len(groups) > 1:
+        drawn["What it costs"] = draw_costs(groups, metric, costs)
+    return [f"<h2>{title}</h2>{picture(png(figure), title)}" for title, figure in drawn.items()]
