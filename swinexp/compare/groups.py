@@ -25,7 +25,7 @@ def goes_up(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The complete runs that share `settings`, {key: value as one types it}, and a figure for each repetition.
+    """The complete runs that share `settings`, {key: value}, and a figure for each repetition.
 
     `against` is its figure less that of the group that all are compared with, None for that one itself, and where
     there is nothing to say; its p is corrected for the number of comparisons.
@@ -39,7 +39,16 @@ class Group:
 
     @property
     def label(self) -> str:
+        """Its settings as one types them, numbers to four digits."""
         return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or "all"
+
+    @property
+    def short(self) -> str:
+        """Its settings for a picture: keys by their last part where those differ, options of groups by themselves."""
+        ends = [key.rpartition(".")[2] for key in self.settings]
+        names = ends if len({*ends}) == len(ends) else [*self.settings]
+        told = zip(names, self.settings.items(), strict=True)
+        return ", ".join(value if key == name else f"{name}={value}" for name, (key, value) in told) or "all"
 
     @cached_property
     def mean(self) -> float:
@@ -95,12 +104,16 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
     for run in judged:
         members.setdefault(tuple(shown(value(run, key)) for key in keys), []).append(run)
     groups = [
-        Group(dict(zip(keys, settings, strict=True)), its, _repeated(its, metric, rest))
-        for settings, its in members.items()
+        Group({key: _brief(value(its[0], key)) for key in keys}, its, _repeated(its, metric, rest))
+        for its in members.values()
     ]
     sign = -1 if goes_up(metric) else 1
     groups.sort(key=lambda group: sign * group.mean)
     return _compared(groups, _base(groups, base))
+
+
+def _brief(setting: Any) -> str:
+    return f"{setting:.4g}" if isinstance(setting, float) else shown(setting)
 
 
 def _repeated(runs: Sequence[Found], metric: str, rest: Sequence[str]) -> dict[Hashable, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from swinexp.compare.differences import is_number
 from swinexp.compare.runs import COMPLETE, Found
-from swinexp.compare.table import columns, left_out, notes, tally, why
+from swinexp.compare.table import columns, left_out, notes, number, tally, why
 from swinexp.folder import write_text
 from swinexp.page import cell, page, picture, table
 
@@ -31,15 +31,22 @@ def write_page(found: Comparison, path: Path) -> None:
     remarks = "".join(f"<li>{html.escape(note)}</li>" for note in notes(groups))
     sections = [table([*cells], rows, left=[*groups[0].settings, "difference"]), f"<ul>{remarks}</ul>"]
     sections += _pictures(found) if find_spec("matplotlib") else ["<p>matplotlib, which draws, is not installed.</p>"]
-    names = ["state", "run", "W&B", "why"]
-    for title, runs in (("Not among them", left_out(found.runs, metric)), ("All runs", found.runs)):
-        listed = [(run.state, [*map(html.escape, _told(run, metric))]) for run in runs]
-        sections += [f"<h2>{title}</h2>", table(names, listed, left=names)] if runs else []
+    apart = left_out(found.runs, metric)
+    if apart:
+        names = ["state", "run", "why"]
+        listed = [(run.state, [run.state, cell(str(run.path)), cell(why(run, metric))]) for run in apart]
+        sections += ["<h2>Not among them</h2>", table(names, listed, left=names)]
+    names = ["state", "run", metric, "epochs", "W&B"]
+    listed = [(run.state, _told(run, metric)) for run in found.runs]
+    sections += ["<h2>All runs</h2>", table(names, listed, left=["state", "run", "W&B"])]
     write_text(path, page(f"{metric} by {', '.join(groups[0].settings) or 'nothing'}", tally(found.runs), sections))
 
 
-def _told(run: Found, metric: str) -> tuple[str, ...]:
-    return run.state, str(run.path), run.wandb or "", why(run, metric)
+def _told(run: Found, metric: str) -> list[str]:
+    """A run's cells."""
+    figure = run.summary.get(metric)
+    reached = cell(number(figure, metric), figure) if figure is not None and is_number(figure) else ""
+    return [run.state, cell(str(run.path)), reached, str(run.epochs), cell(run.wandb or "")]
 
 
 def _pictures(found: Comparison) -> list[str]:
@@ -55,7 +62,7 @@ def _pictures(found: Comparison) -> list[str]:
     curves = [key for key in dict.fromkeys((metric, *CURVES)) if any(run.curve(key)[0] for run in judged)]
     if curves:
         drawn["Curves"] = draw_curves(groups, curves[:2])
-    costs = [key for key in COSTS if key != metric and any(group.of(key) for group in groups)]
+    costs = [key for key in COSTS if key != metric and len({figure for g in groups for figure in g.of(key)}) > 1]
     if costs and len(groups) > 1:
         drawn["What it costs"] = draw_costs(groups, metric, costs)
     return [f"<h2>{title}</h2>{picture(png(figure), title)}" for title, figure in drawn.items()]

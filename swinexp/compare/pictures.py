@@ -20,7 +20,7 @@ STANDING = 25  # groups that are drawn one below the other
 COLOURED = 8  # groups whose curves have colours and a name
 KEYS = 6  # keys that a figure is drawn over
 COSTS = {"flops": "FLOPs an image", "train/images_per_second": "training images/s"}
-WIDE = 50  # between the least and the most of a key: more than that is drawn over its logarithm
+WIDE = 20  # between the least and the most of a key: more than that is drawn over its logarithm
 
 
 def draw_standing(groups: Sequence[Group], metric: str) -> Figure:
@@ -32,7 +32,7 @@ def draw_standing(groups: Sequence[Group], metric: str) -> Figure:
         values = [*group.figures.values()]
         axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.55, markersize=5, markeredgewidth=0)
         axes.plot([group.mean] * 2, [row - 0.32, row + 0.32], color="black", linewidth=1.6)
-    axes.set_yticks(range(len(shown)), [_short(group.label, 70) for group in shown], fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(shown)), [_short(group.short, 60) for group in shown], fontsize=8, parse_math=False)
     axes.set(xlabel=metric, ylim=(len(shown) - 0.5, -0.5))
     axes.grid(alpha=0.3, axis="x")
     return figure
@@ -46,7 +46,7 @@ def draw_curves(groups: Sequence[Group], keys: Sequence[str]) -> Figure:
             epochs, means, spreads = _mean_curve(group, key)
             named = rank < COLOURED
             colour = f"C{rank}" if named else "0.8"
-            label = f"{_short(group.label, 40)} (n={len(group.runs)})" if named else None
+            label = f"{_short(group.short, 48)} (n={len(group.runs)})" if named else None
             marker = "o" if len(epochs) == 1 else None
             axes.plot(epochs, means, color=colour, linewidth=1.5 if named else 0.8, label=label, marker=marker)
             if named and any(spreads):
@@ -82,11 +82,13 @@ def draw_costs(groups: Sequence[Group], metric: str, costs: Sequence[str]) -> Fi
         axes.errorbar(*places, yerr=spreads, fmt="o", color="C0", alpha=0.6, markersize=5, elinewidth=0.8)
         axes.plot([at[id(group)] for group in best], [group.mean for group in best], "o-", color="C3", zorder=3)
         for group in best[:COLOURED]:
+            right = at[id(group)] > statistics.fmean((min(at.values()), max(at.values())))
             axes.annotate(
-                _short(group.label, 34),
+                _short(group.short, 44),
                 (at[id(group)], group.mean),
-                xytext=(4, 5 if goes_up(metric) else -9),
+                xytext=(-4 if right else 4, 6 if goes_up(metric) else -10),
                 textcoords="offset points",
+                ha="right" if right else "left",
                 fontsize=7,
                 parse_math=False,
             )

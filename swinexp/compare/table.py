@@ -124,9 +124,9 @@ def left_out(runs: Sequence[Found], metric: str) -> list[Found]:
 def why(run: Found, metric: str) -> str:
     """What a run that is left out has come to."""
     told = [run.trouble] if run.trouble else []
-    if run.state == COMPLETE:
+    if run.state == COMPLETE and run.summary.get(metric) is None:
         told.append(f"its {metric} is not finite" if metric in run.summary else f"has no {metric}")
-    elif run.history:
+    elif run.history and run.state != COMPLETE:
         wanted = run.config.get("trainer.epochs")
         _, values = run.curve(metric)
         reached = f", {metric} {number(values[-1], metric)}" if values else ""
@@ -146,13 +146,13 @@ def notes(groups: Sequence[Group]) -> list[str]:
     judged = [run for group in groups for run in group.runs]
     base = next((group for group in groups if group.is_base), None)
     if base is not None and tested(groups):
-        best = " (the best of them, which was picked after the fact)" if base is groups[0] else ""
+        name = "the first row, picked as the best after the fact" if base is groups[0] else base.label
         pairs = any(group.against is not None and group.against.pairs for group in groups)
         welch = any(group.against is not None and not group.against.pairs for group in groups)
-        ways = " and ".join(way for way, used in (("paired by seed", pairs), ("Welch's", welch)) if used)
+        ways = " and ".join(way for way, used in (("in pairs of a seed", pairs), ("Welch's", welch)) if used)
         several = sum(group.against is not None for group in groups) > 1
         corrected = ", p corrected for their number (Holm)" if several else ""
-        told.append(f"difference: to {base.label}{best}, with its {LEVEL:.0%} interval; t test {ways}{corrected}")
+        told.append(f"difference: to {name}, with its {LEVEL:.0%} interval; t test {ways}{corrected}")
     few = [group for group in groups if len(group.figures) < FEW]
     if len(groups) > 1 and all(len(group.figures) == 1 for group in groups):
         told.append("one run each: whether a difference is real cannot be said. Type seed=0,1,2 for at least three")
