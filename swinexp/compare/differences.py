@@ -40,6 +40,13 @@ def value(run: Found, key: str) -> Any:
     return option(run, key) if _is_group(key) else run.summary.get(key)
 
 
+def as_typed(value: Any) -> str:
+    """A value as one types it, the same for 2 and 2.0: W&B does not tell them apart."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else shown(value)
+
+
 def _is_group(key: str) -> bool:
     return key.isidentifier() and (CONF / key).is_dir()
 
@@ -49,7 +56,7 @@ def varied(runs: Sequence[Found]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for run in runs for key in run.config)
-        if key not in BESIDE and not incidental(key) and len({shown(run.config.get(key)) for run in runs}) > 1
+        if key not in BESIDE and not incidental(key) and len({as_typed(run.config.get(key)) for run in runs}) > 1
     ]
     found: list[str] = []
     for group in dict.fromkeys(key.partition(".")[0] for key in keys):
@@ -63,13 +70,13 @@ def varied(runs: Sequence[Found]) -> list[str]:
 def _decides(group: str, key: str, runs: Sequence[Found]) -> bool:
     """Whether runs of the same option have the same value for a key."""
     seen: dict[str, str] = {}
-    pairs = ((option(run, group), shown(run.config.get(key))) for run in runs)
+    pairs = ((option(run, group), as_typed(run.config.get(key))) for run in runs)
     return all(seen.setdefault(name, value) == value for name, value in pairs)
 
 
 def option(run: Found, group: str) -> str:
     """The option of a group that a run's values are nearest to."""
-    own = {key.partition(".")[2]: shown(value) for key, value in run.config.items() if key.startswith(f"{group}.")}
+    own = {key.partition(".")[2]: as_typed(value) for key, value in run.config.items() if key.startswith(f"{group}.")}
     return _nearest(group, tuple(own.items()))
 
 
@@ -79,7 +86,7 @@ def _nearest(group: str, own: tuple[tuple[str, str], ...]) -> str:
     options = {path.stem: _content(path) for path in sorted((CONF / group).glob("*.yaml"))}
 
     def misses(name: str) -> int:
-        wanted = {key: shown(value) for key, value in options[name].items()}
+        wanted = {key: as_typed(value) for key, value in options[name].items()}
         given = {key for key, value in wanted.items() if value.startswith("${")}
         return sum(has.get(key) != value for key, value in wanted.items() if key not in given) + len({*has} - {*wanted})
 

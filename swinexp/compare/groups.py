@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from swinexp.compare.differences import REPEATED, check_key, is_number, value, varied
+from swinexp.compare.differences import REPEATED, as_typed, check_key, is_number, value, varied
 from swinexp.compare.runs import COMPLETE, Found
 from swinexp.compare.statistic import Difference, difference, holm
-from swinexp.mistake import Mistake, shown
+from swinexp.mistake import Mistake
 
 HIGHER = ("accuracy", "top5", "images_per_second")  # how figures end that are better when they are higher
 
@@ -102,7 +102,7 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
     rest = [key for key in differing if key not in keys]
     members: dict[tuple[str, ...], list[Found]] = {}
     for run in judged:
-        members.setdefault(tuple(shown(value(run, key)) for key in keys), []).append(run)
+        members.setdefault(tuple(as_typed(value(run, key)) for key in keys), []).append(run)
     groups = [
         Group({key: _brief(value(its[0], key)) for key in keys}, its, _repeated(its, metric, rest))
         for its in members.values()
@@ -113,14 +113,14 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
 
 
 def _brief(setting: Any) -> str:
-    return f"{setting:.4g}" if isinstance(setting, float) else shown(setting)
+    return f"{setting:.4g}" if isinstance(setting, float) else as_typed(setting)
 
 
 def _repeated(runs: Sequence[Found], metric: str, rest: Sequence[str]) -> dict[Hashable, float]:
     """{the seed and whatever else differs within the group: the figure}; the same again gets a number."""
     figures: dict[Hashable, float] = {}
     for run in runs:
-        key: tuple[Any, ...] = tuple(shown(value(run, each)) for each in (REPEATED, *rest))
+        key: tuple[Any, ...] = tuple(as_typed(value(run, each)) for each in (REPEATED, *rest))
         again = 0
         while (*key, again) in figures:
             again += 1

@@ -36,7 +36,7 @@ def write_page(found: Comparison, path: Path) -> None:
         names = ["state", "run", "why"]
         listed = [(run.state, [run.state, cell(str(run.path)), cell(why(run, metric))]) for run in apart]
         sections += ["<h2>Not among them</h2>", table(names, listed, left=names)]
-    names = ["state", "run", metric, "epochs", "W&B"]
+    names = ["state", metric, "epochs", "W&B", "run"]
     listed = [(run.state, _told(run, metric)) for run in found.runs]
     sections += ["<h2>All runs</h2>", table(names, listed, left=["state", "run", "W&B"])]
     write_text(path, page(f"{metric} by {', '.join(groups[0].settings) or 'nothing'}", tally(found.runs), sections))
@@ -46,7 +46,7 @@ def _told(run: Found, metric: str) -> list[str]:
     """A run's cells."""
     figure = run.summary.get(metric)
     reached = cell(number(figure, metric), figure) if figure is not None and is_number(figure) else ""
-    return [run.state, cell(str(run.path)), reached, str(run.epochs), cell(run.wandb or "")]
+    return [run.state, reached, str(run.epochs), cell(run.wandb or ""), cell(str(run.path))]
 
 
 def _pictures(found: Comparison) -> list[str]:

