@@ -176,6 +176,15 @@ class Folder:
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
+def held(path: Path) -> bool:
+    """Whether a process of this machine runs in a folder. Trying its lock would tell too, but could turn a run away."""
+    try:
+        locks, number = Path("/proc/locks").read_text(), path.stat().st_ino
+    except OSError:
+        return False
+    return re.search(rf"FLOCK +ADVISORY +WRITE +\d+ +\S+:{number} ", locks) is not None
+
+
 def remove_empty(path: Path) -> None:
     """Remove a folder and then the folders above it within `outputs`, as far as they are empty."""
     for folder in (path, *path.parents):

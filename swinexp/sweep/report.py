@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp import CONF
 from swinexp.folder import write_atomically, write_text
 from swinexp.mistake import first_line
+from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders
 from swinexp.sweep.space import text
@@ -145,27 +146,6 @@ def _drawn(library: Any, plots: Mapping[str, tuple[str, optuna.Study, Any]]) -> 
     return found
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1b1f24; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-.note { color: #57606a; margin-top: 0; } .wide { overflow-x: auto; max-height: 34rem; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4; }
-th { position: sticky; top: 0; background: #f6f8fa; cursor: pointer; } td.left, th.left { text-align: left; }
-tr.best td { background: #dafbe1; } tr.pruned td { color: #8c959f; } tr.failed td { color: #cf222e; }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
-"""
-SORT = """
-document.querySelectorAll('th').forEach((th, i) => th.onclick = () => {
-  const body = th.closest('table').tBodies[0], up = th.dataset.up = th.dataset.up === '1' ? '' : '1';
-  const value = row => { const t = row.cells[i].textContent.replace(/,/g, ''); return t === '' || isNaN(t) ? t : +t; };
-  [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
-    if (x === '' || y === '') return x === '' ? 1 : -1;
-    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1); }).forEach(row => body.append(row));
-});
-"""
-
-
 def _write_html(
     study: Study,
     trials: Sequence[FrozenTrial],
@@ -197,24 +177,20 @@ def _write_html(
     )
     spent_on = f"{epochs(trials)} epochs, {shown_time(spent)} of training in all"
     varied = "\n".join(f"{key}: {value}" for key, value in study.space.described().items())
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{say(study.name)}</title>
-<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
-<h1>{say(study.name)}</h1>
-<p class="note">{say(ways)} · {shown_tally(trials)} · {spent_on}</p>
-{"".join(sections)}
-<h2>Trials</h2><div class="wide">{_table(study, trials, objectives, {each.trial.number for each in best})}</div>
-<h2>What was varied</h2><pre>{say(varied)}</pre>
-<script>{SORT}</script></body></html>
-"""
-    write_text(study.folder / "report.html", page)
+    note = f"{ways} · {shown_tally(trials)} · {spent_on}"
+    sections += [
+        "<h2>Trials</h2>" + _table(study, trials, objectives, {each.trial.number for each in best}),
+        f"<h2>What was varied</h2><pre>{say(varied)}</pre>",
+    ]
+    whole = page(study.name, note, sections, f"<script>{get_plotlyjs()}</script>")
+    write_text(study.folder / "report.html", whole)
 
 
 def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], leaders: set[int]) -> str:
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     say = html.escape
     heads = ["trial", "state", *objectives, *keys, "epochs", "seconds", "run"]
-    rows = []
+    rows: list[tuple[str, list[str]]] = []
     for trial in trials:
         folder = trial_folder(study.folder, trial.number, study.options.seeds)
         link = os.path.relpath(folder, study.folder)
@@ -226,10 +202,8 @@ def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str
         if ERROR in trial.user_attrs:
             run += f" {say(error(trial)['kind'])}: {say(error(trial)['line'])}"
         kind = "best" if trial.number in leaders else state(trial)
-        row = "".join(f"<td>{say(cell)}</td>" for cell in cells)
-        rows.append(f'<tr class="{kind}">{row}<td class="left">{run}</td></tr>')
-    head = "".join(f"<th>{say(name)}</th>" for name in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append((kind, [*map(say, cells), run]))
+    return table(heads, rows, left=["run"])
 
 
 def _number(value: Any) -> str:
