@@ -20,6 +20,7 @@ from swinexp.mistake import Mistake, leaves, one_line
 MARKS = ("config.yaml", "metrics.jsonl", "summary.json")
 NEVER_BEGAN = "error.txt"  # all that a trial leaves that failed before its run began
 WANDB = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")  # a folder of W&B's
+BESIDE = ("options", "sweep")  # what W&B has in a run's config that its folder has elsewhere
 PASSED_OVER = {"checkpoints", "evaluation", "workers", "plots"}
 
 COMPLETE, PRUNED, FAILED, RUNNING, UNFINISHED, DAMAGED = STATES = (
@@ -200,7 +201,7 @@ def _of_wandb(name: str, places: list[Path]) -> Found:
             if "epoch" in row and any("/" in key for key in row):
                 history.setdefault(int(row["epoch"]), {}).update(row)
     environment = config.pop("environment", {})
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    known = {key: value for key, value in config.items() if key not in BESIDE and not key.startswith("_")}
     state = str(summary.get("state", UNFINISHED))
     state = state if state in STATES else UNFINISHED  # "running" and "interrupted" are of the time of writing
-    return Found(places[-1], state, leaves(kept), leaves({**environment, **summary}), [*history.values()])
+    return Found(places[-1], state, leaves(known), leaves({**environment, **summary}), [*history.values()])

@@ -1,0 +1,195 @@
+"""Images/s of the whole training path: ours, and a script as most people write it, interleaved in one process.
+
+    python benchmarks/pipeline.py                                     the reference network, batch 128, eager
+    python benchmarks/pipeline.py --batch 128 1024 --images 50000 --compile
+    python benchmarks/pipeline.py --dim 48 --depths 2 2 --heads 2 4   a smaller network, where the images cost more
+
+From decoded 32×32 images in memory to changed weights, with TrivialAugment, flip, crop and erase. The script is
+PyTorch's documentation put together: a Dataset of Pillow images, a DataLoader with workers that stay, torchvision's
+transforms and its Swin of the same sizes (parameter counts are checked), autocast on a GPU, torch's AdamW,
+clip_grad_norm_, and loss.item() for a running mean. Ours is swinexp.train.train_epoch, with nothing left out of it.
+A round is an epoch of each, in an order that turns; the figure is the median over the rounds, and the ratio that of
+the ratios within rounds. The first epoch of each, which warms up and compiles, comes before and is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.models.swin_transformer import SwinTransformer
+
+from swinexp.config import Run, typed
+from swinexp.data import Dataset, Split
+from swinexp.data.splits import mean_std
+from swinexp.run import compose
+from swinexp.train import build_model, train_epoch
+from swinexp.train.loop import compile_model
+from swinexp.train.state import build_state
+
+Epoch = Callable[[], object]
+
+
+def pictures(count: int) -> Split:
+    """Images with something to see in them: noise that was blown up, as a photograph is smooth."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    images = F.interpolate(coarse, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+
+def described(options: argparse.Namespace, batch: int) -> Run:
+    parts = [f"model.dim={options.dim}", f"model.depths={options.depths}", f"model.heads={options.heads}"]
+    same = ["model=cifar", "window=w4", "patch=p2", "augmentation=trivial", "augmentation.erase=0.1"]
+    compiled = f"trainer.compile={str(options.compile).lower()}"
+    return typed(compose([*same, *parts, "data=cifar10", f"trainer.batch_size={batch}", compiled]))
+
+
+def ours(run: Run, split: Split, device: torch.device) -> Epoch:
+    images = [str(number) for number in range(10)]
+    dataset = Dataset(images, split, split[:128], None, *mean_std(split.images)).to(device)
+    model = build_model(run, 10).to(device)
+    state = build_state(run, model, len(split) // run.trainer.batch_size)
+    compile_model(run, state, dataset)
+
+    def epoch() -> None:
+        state.step = 0  # the same epoch again: its history stays empty
+        train_epoch(run, state, dataset)
+
+    return epoch
+
+
+class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Pillow images and their labels, transformed one by one."""
+
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.labels, self.transform = (
+            split.images.permute(0, 2, 3, 1).numpy(),
+            split.labels.tolist(),
+            transform,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def script(run: Run, split: Split, device: torch.device, workers: int, compiled: bool) -> Epoch:
+    transform = transforms.Compose(
+        [
+            transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode.BILINEAR),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomCrop(32, padding=4),
+            transforms.ToTensor(),
+            transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)),
+            transforms.RandomErasing(0.1),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        Pictures(split, transform),
+        batch_size=run.trainer.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+    sizes = run.model.depths, run.model.heads
+    peer = SwinTransformer([2, 2], run.model.dim, *sizes, [4, 4], 2.0, stochastic_depth_prob=0.1, num_classes=10)
+    model = peer.to(device)
+    own = sum(p.numel() for p in build_model(run, 10).parameters())
+    assert sum(p.numel() for p in model.parameters()) == own
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.optimizer.lr, weight_decay=0.05)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def epoch() -> float:
+        model.train()
+        running = 0.0
+        for images, labels in loader:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = criterion(forward(images), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            running += loss.item()
+        return running / len(loader)
+
+    return epoch
+
+
+def timed(epoch: Epoch, device: torch.device) -> float:
+    """Seconds of an epoch."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    epoch()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128])
+    parser.add_argument("--images", type=int, default=1280, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[len(os.sched_getaffinity(0))], help="of the script")
+    parser.add_argument("--compile", action="store_true", help="both networks")
+    parser.add_argument("--dim", type=int, default=96)
+    parser.add_argument("--depths", type=int, nargs="+", default=[2, 6, 4])
+    parser.add_argument("--heads", type=int, nargs="+", default=[3, 6, 12])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    print(f"{'images/s':28}{'ours':>10}{'script':>10}   ours is faster by   (rounds)      first epoch, s")
+    rows = []
+    for batch in options.batch:
+        run, split = described(options, batch), pictures(options.images)
+        images = options.images // batch * batch
+        for workers in options.workers:
+            variants = {
+                "ours": ours(run, split, device),
+                "script": script(run, split, device, workers, options.compile),
+            }
+            first = {name: timed(epoch, device) for name, epoch in variants.items()}
+            seconds: dict[str, list[float]] = {name: [] for name in variants}
+            for turn in range(options.rounds):
+                for name in [*variants][:: 1 if turn % 2 else -1]:
+                    seconds[name].append(timed(variants[name], device))
+            ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["script"], strict=True)]
+            speeds = {name: images / statistics.median(each) for name, each in seconds.items()}
+            row = {"batch": batch, "workers": workers, "images_per_second": speeds, "ratios": ratios, "first": first}
+            rows.append(row)
+            label = f"batch {batch}, {workers} workers{', compiled' if options.compile else ''}"
+            spread = f"({min(ratios):.2f}-{max(ratios):.2f})"
+            print(
+                f"{label:28}{speeds['ours']:10,.0f}{speeds['script']:10,.0f}   {statistics.median(ratios):16.2f}×   "
+                f"{spread:13} {first['ours']:.1f} {first['script']:.1f}",
+                flush=True,
+            )
+    if options.json:
+        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "images": options.images}
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
