@@ -20,6 +20,7 @@ from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.workers import Workers, interrupt, is_worker, log, variables
 
 EVERY = 5.0  # seconds between two questions to Slurm, which answers everybody
+TOLD = 128 + signal.SIGTERM  # how a job ends that Slurm has asked to: it may be queued again
 LATE = 10.0  # seconds that a network disk may take to show the result of a job that has ended
 HERE = ("BasicLauncher", "LocalLauncher")  # with which a sweep's workers are processes of this machine
 NO_SUBMITIT = "Hydra's submitit launcher is not installed. Type pip install 'swinexp[slurm]'"
@@ -82,17 +83,19 @@ class Job:
         """Returns the exit code. Called by submitit, in the job."""
         import submitit
 
+        job = submitit.JobEnvironment()
+        job.paths.result_pickle.unlink(missing_ok=True)  # of before Slurm queued it again
         os.environ.update(self.variables)
         cores = os.environ.get("SLURM_CPUS_PER_TASK", os.environ.get("SLURM_CPUS_ON_NODE", "1"))
         os.environ.setdefault("OMP_NUM_THREADS", cores)
-        warning = submitit.JobEnvironment()._usr_sig()
+        warning = job._usr_sig()
         requeue: Any = signal.signal(warning, lambda *_: signal.raise_signal(signal.SIGTERM))
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGUSR1, lambda *_: None)
         code = self._run()
         for number in (signal.SIGTERM, warning):
             signal.signal(number, signal.SIG_IGN)
-        if code == 128 + signal.SIGTERM and _state(submitit.JobEnvironment().job_id) == "RUNNING":
+        if code == TOLD and _state(job.job_id) == "RUNNING":
             requeue(warning, None)  # submitit's own handler, which exits
         return code
 
@@ -182,13 +185,16 @@ class Jobs(Workers):
         print(f"slurm: {count} job{'s' if count > 1 else ''} submitted, {jobs[0].job_id} …", flush=True)
 
     def ended(self) -> dict[str, int]:
-        found = {name: code for name, job in self.jobs.items() if (code := _code(job)) is not None}
+        codes = {name: code for name, job in self.jobs.items() if (code := _code(job)) is not None}
+        found = {name: code for name, code in codes.items() if code != TOLD}
         if time.monotonic() - self.looked > EVERY and (queue := self._queue()) is not None:
             self.looked = time.monotonic()
             self._tell_what_waits([(state, why) for name, state, why in queue if _called(name) in self.jobs])
-            for name in {*self.jobs} - {_called(name) for name, _, _ in queue}:
-                if time.monotonic() - self.gone.setdefault(name, time.monotonic()) > LATE:
-                    found.setdefault(name, -signal.SIGKILL)
+            there = {_called(name) for name, _, _ in queue}
+            self.gone = {name: self.gone.get(name, self.looked) for name in self.jobs if name not in there}
+            for name, since in self.gone.items():
+                if name in codes or self.looked - since > LATE:
+                    found[name] = codes.get(name, -signal.SIGKILL)
         self.last = {name: self.jobs.pop(name) for name in found}
         return found
 

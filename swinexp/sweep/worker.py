@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import threading
 import time
@@ -71,6 +72,8 @@ class Worker:
                 with self._alive(trial):
                     self._try(trial)
             except KeyboardInterrupt:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it more than once
                 self.study.give_back(trial)
                 raise
             self.seen()
