@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,13 @@ class Diverged(Ended):
 
 class OutOfMemory(Ended):
     """The device has not enough memory for a part of a batch."""
+
+
+def interrupt(number: int) -> KeyboardInterrupt:
+    """What a signal raises; its `exit_code` is the shell's for it."""
+    error = KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+    error.exit_code = 128 + number  # type: ignore[attr-defined]
+    return error
 
 
 def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:

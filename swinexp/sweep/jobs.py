@@ -15,9 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from swinexp.mistake import Mistake, check, one_line
+from swinexp.mistake import Mistake, check, interrupt, one_line
 from swinexp.sweep.options import WHERE, Options
-from swinexp.sweep.workers import Workers, interrupt, is_worker, log, variables
+from swinexp.sweep.workers import Workers, is_worker, log, variables
 
 EVERY = 5.0  # seconds between two questions to Slurm, which answers everybody
 TOLD = 128 + signal.SIGTERM  # how a job ends that Slurm has asked to: it may be queued again

@@ -51,6 +51,7 @@ class Plan:
     every: list[Point] | None
     folder: Path
     url: str
+    gpus: int  # that a trial is trained on
     slurm: dict[str, Any] | None  # what its jobs are to be, if it has any
     asked: dict[str, Any]  # what makes two sweeps the same one
 
@@ -85,8 +86,9 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     asked = _asked(config, space, objectives, opts)
     folder = Path(config.hydra.sweep.dir)
     url = url_of(opts.storage, folder.absolute())
+    gpus = OmegaConf.select(config, "trainer.gpus", default=1)
     jobs = slurm(config, opts)
-    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, url, jobs, asked)
+    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, url, gpus, jobs, asked)
 
 
 def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]:

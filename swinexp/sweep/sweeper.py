@@ -145,7 +145,7 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
 def _workers(what: Plan, study: Study) -> Workers:
     options, began, top = what.options, study.budget.began, _is_top(what, study)
     if what.slurm is None:
-        return Processes(options.n_jobs, options.per_gpu, what.folder / "workers", began, top)
+        return Processes(options.n_jobs, options.per_gpu, what.folder / "workers", began, top, what.gpus)
     spent = study.budget.spent(study.optuna, study.trials)
     left = 0 if spent else study.wanted - study.finished(study.trials)
     return Jobs(what.slurm, min(options.n_jobs, left), began, top)

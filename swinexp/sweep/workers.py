@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from swinexp.mistake import Ended, Mistake, check
+from swinexp.mistake import Ended, Mistake, check, interrupt
 from swinexp.sweep.budget import BEGAN
 from swinexp.sweep.options import WHERE
 from swinexp.sweep.patience import Away
@@ -46,13 +46,6 @@ def variables(parent: str, began: float, top: bool) -> dict[str, str]:
     return {WORKER: parent, BEGAN: str(began), **({OF_THE_TOP: "1"} if top else {})}
 
 
-def interrupt(number: int) -> KeyboardInterrupt:
-    """What a signal raises; its `exit_code` is the shell's for it."""
-    error = KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-    error.exit_code = 128 + number  # type: ignore[attr-defined]
-    return error
-
-
 def gpus() -> list[str]:
     """The GPUs that CUDA_VISIBLE_DEVICES allows, or the numbers of all. torch is not asked: it takes long."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -62,17 +55,22 @@ def gpus() -> list[str]:
 
 
 def shares(
-    workers: int, per_gpu: int, devices: list[str], cores: int, given: Mapping[str, str]
+    workers: int, per_gpu: int, devices: list[str], cores: int, given: Mapping[str, str], each: int = 1
 ) -> list[dict[str, str]]:
-    """The variables of each worker: its GPU, or its share of the cores. Raises `Mistake` for too few GPUs."""
+    """The variables of each worker: its GPU, or so many for `each`; or its share of the cores. Raises `Mistake`."""
     if not devices:
         threads = given.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
         return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+    there = f"there are {len(devices)} GPUs, and "
+    if each > 1:
+        check(each <= len(devices), "trainer.gpus", each, f"there are {len(devices)} GPUs", "trainer.gpus=1")
+        devices = [",".join(devices[first : first + each]) for first in range(0, len(devices) - each + 1, each)]
+        there += f"trainer.gpus={each}, and "
     check(
         workers <= per_gpu * len(devices),
         f"{WHERE}.n_jobs",
         workers,
-        f"there are {len(devices)} GPUs, and {WHERE}.per_gpu={per_gpu}",
+        f"{there}{WHERE}.per_gpu={per_gpu}",
         f"{WHERE}.n_jobs={per_gpu * len(devices)}, or {WHERE}.per_gpu={-(-workers // len(devices))}",
     )
     return [{"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(workers)]
@@ -159,11 +157,11 @@ class Processes(Workers):
     they go on.
     """
 
-    def __init__(self, count: int, per_gpu: int, logs: Path, began: float, top: bool = False) -> None:
+    def __init__(self, count: int, per_gpu: int, logs: Path, began: float, top: bool = False, each: int = 1) -> None:
         super().__init__()
         self.logs = logs
         self.variables = variables(str(os.getpid()), began, top)
-        found = shares(count, per_gpu, gpus(), len(os.sched_getaffinity(0)), os.environ)
+        found = shares(count, per_gpu, gpus(), len(os.sched_getaffinity(0)), os.environ, each)
         self.shares = {f"worker{index}": share for index, share in enumerate(found)}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
