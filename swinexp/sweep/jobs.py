@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from swinexp.mistake import Mistake, check, interrupt, one_line
+from swinexp.mistake import NO_SLURM, NO_SUBMITIT, Mistake, check, interrupt, one_line
 from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.workers import Workers, is_worker, log, variables
 
@@ -23,10 +23,6 @@ EVERY = 5.0  # seconds between two questions to Slurm, which answers everybody
 TOLD = 128 + signal.SIGTERM  # how a job ends that Slurm has asked to: it may be queued again
 LATE = 10.0  # seconds that a network disk may take to show the result of a job that has ended
 HERE = ("BasicLauncher", "LocalLauncher")  # with which a sweep's workers are processes of this machine
-NO_SUBMITIT = "Hydra's submitit launcher is not installed. Type pip install 'swinexp[slurm]'"
-NO_SLURM = (
-    "no sbatch and srun are here. Type it on a machine that submits to Slurm (Debian: apt-get install slurm-client)"
-)
 
 
 def slurm(config: DictConfig, options: Options) -> dict[str, Any] | None:
