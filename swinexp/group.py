@@ -29,8 +29,8 @@ from swinexp.sweep.trial import Outside, current_trial, live
 
 ADDRESS, KEY = "SWINEXP_GROUP", "SWINEXP_GROUP_KEY"  # where the first process finds the one that started it
 STARTED = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep.")  # overrides of how the run was started
-TELLING = re.compile(r"^(\w+\.)*\w*Error\b(?<!ChildFailedError)|received by PID")  # of what torchrun prints
-FREE = 60.0  # seconds that the folder of a run whose starter was killed is waited for
+TELLING = re.compile(r"^(\[rank\d+\]: )?(?!.*ChildFailedError)[\w.]*Error: |received by PID")  # of what torchrun prints
+FREE = 20.0  # seconds that the folder of a run whose starter was killed is waited for
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -101,13 +101,14 @@ def train_together(processes: int, path: Path, overrides: Sequence[str], group: 
     cores = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
     with Listener(family="AF_UNIX", authkey=key) as listener, tempfile.TemporaryFile("w+") as errors:
         told = {ADDRESS: str(listener.address), KEY: key.hex(), "OMP_NUM_THREADS": str(max(1, cores // processes))}
-        process = subprocess.Popen(
-            [*command, f"hydra.run.dir='{where}'"],
-            env={**os.environ, **told},
-            stdin=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
+        with _unheard():
+            process = subprocess.Popen(
+                [*command, f"hydra.run.dir='{where}'"],
+                env={**os.environ, **told},
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
         starter = _Starter(listener, current_trial(), group)
         try:
             with starter.passed_on(process):
@@ -117,6 +118,20 @@ def train_together(processes: int, path: Path, overrides: Sequence[str], group: 
             raise
         errors.seek(0)
         starter.judge(code, path, errors.read())
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What is started within ignores Slurm's warnings, which may reach all of a job's processes and end torchrun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait_until_free(path: Path) -> None:

