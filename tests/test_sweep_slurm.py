@@ -135,7 +135,7 @@ def figures(folder: Path, number: int) -> dict[str, float]:
 
 
 def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exact(cluster: Cluster) -> None:
-    total, long = 12, ("hydra.sweeper.n_trials=12", "trainer.epochs=30")
+    total, long = 12, ("hydra.sweeper.n_trials=12", "trainer.epochs=20")
     plain = Sweep("plain", *long)
     plain.end(plain.start())
     sweep = Sweep("broken", *long, *ON_SLURM)
@@ -158,17 +158,17 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * total
     for trial in trials:
         assert figures(sweep.folder, trial.number) == figures(plain.folder, trial.number)
-        assert sweep.epochs(trial.number) == 30
+        assert sweep.epochs(trial.number) == 20
     lost = sum(len(trial.user_attrs.get("lost", [])) for trial in trials)
     assert 2 <= lost <= 3  # of the killed job, and of the node's two: who was told has given its trial back
     assert f"job {killed} was killed" in words
     resumed = sum(path.read_text().count("resuming after epoch") for path in sweep.folder.glob("*/run.log"))
-    assert resumed >= 3
+    assert resumed >= 2
     assert queue(cluster) == []
 
 
 def test_a_supervisor_is_killed_typed_again_and_interrupted(cluster: Cluster) -> None:
-    sweep = Sweep("adopted", "hydra.sweeper.n_trials=4", "trainer.epochs=30", *ON_SLURM)
+    sweep = Sweep("adopted", "hydra.sweeper.n_trials=4", "trainer.epochs=20", *ON_SLURM)
     first = sweep.start()
     until(lambda: len(sweep.under_way(cluster)) == 2, words=sweep.said)
     jobs = queue(cluster)

@@ -117,7 +117,7 @@ def _work(what: Plan, launch: Launch) -> None:
 
 
 def _worker(what: Plan, study: Study, launch: Launch, board: Board | None = None) -> Worker:
-    seen = (lambda: None) if board is None else board.look
+    seen = (lambda: False) if board is None else board.look
     place = f"{TOP}/" if _is_top(what, study) else ""
     return Worker(study, launch, what.seed, what.curve, what.constraints, seen, place)
 

@@ -142,9 +142,9 @@ class Worker:
                 name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
                 self.study.fail(trial, kind, name + one_line(error))
 
-    def _count(self) -> None:
+    def _count(self) -> object:
         self.epochs += 1
-        self.seen()
+        return self.seen()
 
     @contextmanager
     def _alive(self, trial: optuna.Trial) -> Iterator[None]:
