@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,10 @@ from swinexp import CONF
 
 # What the system says when there is no room: on the disk, in a quota, in a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SUBMITIT = "Hydra's submitit launcher is not installed. Type pip install 'swinexp[slurm]'"
+NO_SLURM = (
+    "no sbatch and srun are here. Type it on a machine that submits to Slurm (Debian: apt-get install slurm-client)"
+)
 TOLD = {"told": True}  # a log record's `extra`: standard error has the line, the console needs no second one
 
 
@@ -45,6 +50,13 @@ class Diverged(Ended):
 
 class OutOfMemory(Ended):
     """The device has not enough memory for a part of a batch."""
+
+
+def interrupt(number: int) -> KeyboardInterrupt:
+    """What a signal raises; its `exit_code` is the shell's for it."""
+    error = KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+    error.exit_code = 128 + number  # type: ignore[attr-defined]
+    return error
 
 
 def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:
@@ -95,6 +107,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         if isinstance(origin, Mistake | Ended):
             return str(origin)
         origin = origin.__cause__ or (origin.__context__ if isinstance(origin, OmegaConfBaseException) else None)
+    if "hydra_submitit_launcher" in str(error) and isinstance(error, RuntimeError | ImportError):
+        return f"hydra/launcher: {NO_SUBMITIT}"
+    if isinstance(error, RuntimeError) and 'Could not detect "srun"' in str(error):
+        return f"hydra/launcher=slurm: {NO_SLURM}"
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.strerror}: {error.filename or 'the disk'} is full. Make room, and type the same command"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here

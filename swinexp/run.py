@@ -27,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
+from swinexp.group import started, train_together
 from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain, first_line
-from swinexp.ranks import local_rank, lost_another, rank
+from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ for _sweep in sorted(SWEEPS.glob("*.yaml")):
 def main(cfg: DictConfig) -> float | list[float]:
     """Train what `cfg` describes, or go on where that was interrupted; returns the objective, or all of them."""
     job = HydraConfig.get()
-    group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
+    group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else current_trial().group
     options = {name: option for name, option in job.runtime.choices.items() if "/" not in name and option is not None}
     try:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), options, group)
     except (Mistake, Ended) as end:
+        current_trial().ended(end)
         if isinstance(end, Ended):
             log.error("%s", end, extra=TOLD)
         if group is None and not _full_error:
@@ -75,7 +77,7 @@ def _run(
     from swinexp.look import Look
     from swinexp.sheet import draw_sheet, need_matplotlib
     from swinexp.track import Tracker, print_summary
-    from swinexp.train import prepare, steps_per_epoch, summarise, train
+    from swinexp.train import Left, followed, prepare, steps_per_epoch, summarise, train
 
     try:
         check_options(overrides)
@@ -87,6 +89,13 @@ def _run(
         raise
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     folder, trial = Folder(path), current_trial()
+    if run.trainer.gpus > size():
+        train_together(run.trainer.gpus, path, [*overrides, *HydraConfig.get().overrides.hydra], group)
+        summary = folder.summary
+        assert summary is not None
+        if trial.number is not None and summary.get("pruned"):
+            raise Pruned
+        return _values(run, summary)
     with folder if rank() == 0 else nullcontext():
         folder.check(config)
         summary = folder.summary
@@ -98,7 +107,10 @@ def _run(
             trial.check(facts)
             steps = steps_per_epoch(run, dataset)
             if rank() > 0:  # which writes nothing
-                figures = train(run, model, dataset, folder.checkpoint, watch=lambda *_: None)
+                try:
+                    figures = train(run, model, dataset, folder.checkpoint, lambda *_: followed(lambda: None))
+                except Left:
+                    return math.nan
                 return _values(run, figures)
             with Tracker(run, folder, config, overrides, options, facts, group, steps) as track:
                 trial.began(track.wandb.id)
@@ -108,7 +120,7 @@ def _run(
 
                 def watch(epoch: int, metrics: Mapping[str, float]) -> None:
                     track.epoch(epoch, metrics)
-                    trial.epoch(epoch, metrics)
+                    followed(lambda: trial.epoch(epoch, metrics))
 
                 try:
                     figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)
@@ -181,13 +193,16 @@ def reported(arguments: list[str]) -> Iterator[None]:
 def cli() -> None:
     """`main` for the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
-    if rank() > 0:
-        sys.argv.append("hydra/job_logging=disabled")  # the first process speaks for all
+    if rank() > 0:  # the first process speaks for all
+        sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]
+        sys.argv.append("hydra/job_logging=disabled")
     signal.signal(signal.SIGUSR1, lambda *_: None)  # before training begins there is nothing to save
     began = time.time() - 1  # a file system's clock may be coarse
-    with reported(sys.argv[1:]):
+    with reported(sys.argv[1:]), started():
         try:
             main()
+        except Pruned:  # told to the process that started this one
+            return
         except Exception:
             _forget_refused_sweeps(began)
             raise

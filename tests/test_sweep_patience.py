@@ -71,6 +71,15 @@ def test_what_is_tried_once_does_not_wait(pauses: list[float]) -> None:
         patient.once(Work(1))
 
 
+def test_what_has_asked_nothing_does_not_say_that_the_server_is_back(pauses: list[float]) -> None:
+    patient = Patience("the server", 60, list)
+    assert not patient.once(Work(1))
+    assert patient.once(lambda: False)
+    pauses.append(61)
+    with pytest.raises(Away):
+        patient.once(Work(1))
+
+
 def test_what_is_within_is_tried_again_as_a_whole(pauses: list[float]) -> None:
     patient, inner, outer = Patience("the server", 60, list), Work(2), Work(0)
 

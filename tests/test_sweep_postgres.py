@@ -23,7 +23,7 @@ from swinexp.sweep.trials import LOST
 from tests.conftest import SMALL
 from tests.postgres import PASSWORD, Server, binaries, serving
 from tests.sweeping import study_of
-from tests.test_sweep_chaos import start, write_app
+from tests.test_sweep_chaos import children, start, write_app
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 PLACE = binaries()
@@ -306,3 +306,62 @@ def test_a_sweep_outlives_a_restart_and_tells_nobody_the_password(server: Server
     words = "".join(path.read_text() for path in (tmp_path / "sweep" / "workers").iterdir())
     assert " is away (" in words
     assert " is back, after " in words
+
+
+OPENS = """
+import sys, time
+from pathlib import Path
+from tests.sweeping import study_of
+
+time.sleep(max(0, float(sys.argv[1]) - time.time()))
+study_of("hydra.sweeper.storage=postgres", folder=Path(sys.argv[2])).close()
+"""
+
+
+def test_of_studies_that_are_the_first_on_a_server_all_are_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE fresh")
+    monkeypatch.setenv("SWINEXP_STORAGE", server.url.replace("/postgres", "/fresh"))
+    when = str(time.time() + 8)  # when all have imported what they need
+    opening = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENS, when, f"s{index}"], env=os.environ | {"PYTHONPATH": str(HERE.parent)}
+        )
+        for index in range(4)
+    ]
+    assert [process.wait(timeout=60) for process in opening] == [0] * 4
+
+
+def test_a_server_that_stays_away_ends_all_workers_with_checkpoints(server: Server, tmp_path: Path) -> None:
+    given = [one for one in SMALL if not one.startswith("trainer.epochs")]
+    sweep = ["sweep=quickstart", "storage=postgres", "hydra.sweeper.patience=2", "hydra.sweeper.n_jobs=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swinexp.run", *sweep, *given, "trainer.epochs=10000", "wandb=disabled"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        workers = children(process.pid)
+        assert len(workers) == 2
+        server.stop()
+        try:
+            words = process.communicate(timeout=120)[1]
+        finally:
+            server.start()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1, words
+    last = words.strip().splitlines()[-1]
+    assert last.startswith("swinexp: postgresql://…@127.0.0.1:"), words
+    assert last.endswith("the same command goes on")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert len(list(tmp_path.glob("outputs/sweeps/*/*/checkpoints/last.pt"))) == 2

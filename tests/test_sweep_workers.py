@@ -16,7 +16,7 @@ import pytest
 from swinexp.mistake import Ended, Mistake
 from swinexp.sweep import workers as module
 from swinexp.sweep.liveness import birth
-from swinexp.sweep.workers import WORKER, Workers, gpus, is_worker, orphaned, shares
+from swinexp.sweep.workers import WORKER, Processes, gpus, is_worker, orphaned, shares
 
 
 def test_workers_take_the_gpus_in_turn() -> None:
@@ -95,14 +95,14 @@ def test_a_worker_whose_parent_is_another_process_is_orphaned(monkeypatch: pytes
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Workers]:
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Processes]:
     """Workers that run a piece of Python, in which `say` counts how often it was started."""
 
-    def make(code: str, count: int = 1) -> Workers:
+    def make(code: str, count: int = 1) -> Processes:
         head = "import os, sys, time, pathlib\nstarts = pathlib.Path('starts')\nstarts.open('a').write('x')\nn = len(starts.read_text())\n"
         monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", head + code])
         monkeypatch.setattr(module, "gpus", list)
-        return Workers(count, 1, tmp_path / "workers", 12.5)
+        return Processes(count, 1, tmp_path / "workers", 12.5)
 
     return make
 
@@ -111,7 +111,7 @@ def nothing() -> None:
     pass
 
 
-def test_workers_know_whose_they_are_and_when_it_began(start: Callable[..., Workers], tmp_path: Path) -> None:
+def test_workers_know_whose_they_are_and_when_it_began(start: Callable[..., Processes], tmp_path: Path) -> None:
     looks = []
     start("print(os.environ['SWINEXP_WORKER'], os.environ['SWINEXP_BEGAN'], os.environ['OMP_NUM_THREADS'])", 2).run(
         lambda: looks.append(1)
@@ -123,23 +123,23 @@ def test_workers_know_whose_they_are_and_when_it_began(start: Callable[..., Work
     assert looks
 
 
-def test_a_killed_worker_is_started_again(start: Callable[..., Workers], tmp_path: Path) -> None:
+def test_a_killed_worker_is_started_again(start: Callable[..., Processes], tmp_path: Path) -> None:
     start("if n < 3: os.kill(os.getpid(), 9)").run(nothing)
     assert (tmp_path / "starts").read_text() == "xxx"
 
 
 def test_a_worker_that_is_killed_again_and_again_ends_the_command(
-    start: Callable[..., Workers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Processes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_KILLS", 2)
-    with pytest.raises(Ended, match="a worker ended without a word"):
+    with pytest.raises(Ended, match="worker0 ended without a word"):
         start("os.kill(os.getpid(), 9)").run(nothing)
     assert (tmp_path / "starts").read_text() == "xxx"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, Mistake), (1, Ended)])
 def test_what_a_worker_said_last_is_what_the_command_says(
-    code: int, kind: type[Exception], start: Callable[..., Workers], tmp_path: Path
+    code: int, kind: type[Exception], start: Callable[..., Processes], tmp_path: Path
 ) -> None:
     workers = start(f"print('first'); print('swinexp: x=1: it is wrong', file=sys.stderr); sys.exit({code})")
     with pytest.raises(kind) as told:
@@ -150,7 +150,7 @@ def test_what_a_worker_said_last_is_what_the_command_says(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_passed_on_and_waited_for(
-    number: signal.Signals, code: int, start: Callable[..., Workers], tmp_path: Path
+    number: signal.Signals, code: int, start: Callable[..., Processes], tmp_path: Path
 ) -> None:
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     workers = start(
@@ -171,7 +171,7 @@ def test_a_signal_is_passed_on_and_waited_for(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_a_second_signal_ends_them_at_once(start: Callable[..., Workers], tmp_path: Path) -> None:
+def test_a_second_signal_ends_them_at_once(start: Callable[..., Processes], tmp_path: Path) -> None:
     workers = start(
         "import signal\n"
         "signal.signal(signal.SIGINT, lambda *_: pathlib.Path('asked').touch())\n"

@@ -54,10 +54,10 @@ class Board:
             self.live = None
         self.look(now=True)
 
-    def look(self, now: bool = False) -> None:
-        """Show what is new, unless it was looked a moment ago."""
+    def look(self, now: bool = False) -> bool:
+        """Show what is new, and return True, unless it was looked a moment ago."""
         if not now and time.monotonic() - self.looked < EVERY:
-            return
+            return False
         trials = self.study.trials
         leader = self._leader(trials)
         for trial in trials:
@@ -70,6 +70,7 @@ class Board:
         if self.live is not None:
             self.live.update(self._running(trials), refresh=True)
         self.looked = time.monotonic()
+        return True
 
     def _leader(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         return next(iter(front(self.study, trials)), None) if len(self.objectives) == 1 else None

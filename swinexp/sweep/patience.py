@@ -26,8 +26,8 @@ class Away(Ended):
 class Patience:
     """Of a process with one server. What is tried within a try is not tried again by itself.
 
-    `place` is the server as it may be shown, `most` how many seconds it may be away; `back` is called when it is there
-    again.
+    What is tried asks the server, or returns False where it has not. `place` is the server as it may be shown, `most`
+    how many seconds it may be away; `back` is called when it is there again.
     """
 
     def __init__(self, place: str, most: float, back: Callable[[], object]) -> None:
@@ -50,7 +50,7 @@ class Patience:
             pause = min(2 * pause, LONGEST)
 
     def once(self, work: Callable[[], object]) -> bool:
-        """Whether `work` could be done; it is not waited for. Raises `Away`."""
+        """Whether `work` could be done; the server is not waited for. Raises `Away`."""
         try:
             self._try(work)
         except Exception as error:
@@ -73,7 +73,7 @@ class Patience:
     def _try(self, work: Callable[[], T]) -> T:
         with self._within() as outermost:
             result = work()
-        if outermost and self.since is not None:
+        if outermost and self.since is not None and result is not False:
             self._back()
         return result
 

@@ -22,6 +22,7 @@ from swinexp.folder import incidental
 from swinexp.mistake import Mistake, check, explain, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
+from swinexp.sweep.jobs import slurm
 from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
@@ -50,6 +51,8 @@ class Plan:
     every: list[Point] | None
     folder: Path
     url: str
+    gpus: int  # that a trial is trained on
+    slurm: dict[str, Any] | None  # what its jobs are to be, if it has any
     asked: dict[str, Any]  # what makes two sweeps the same one
 
 
@@ -83,7 +86,9 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     asked = _asked(config, space, objectives, opts)
     folder = Path(config.hydra.sweep.dir)
     url = url_of(opts.storage, folder.absolute())
-    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, url, asked)
+    gpus = OmegaConf.select(config, "trainer.gpus", default=1)
+    jobs = slurm(config, opts)
+    return Plan(opts, space, objectives, directions, curve, constraints, seed, every, folder, url, gpus, jobs, asked)
 
 
 def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]:

@@ -20,6 +20,7 @@ from swinexp.sweep.patience import is_away
 FILES = {"sqlite": "study.db", "journal": "study.journal"}  # in a sweep's folder
 PATIENCE = 60  # seconds that a busy SQLite file is waited for
 SERVER = "SWINEXP_STORAGE"  # the variable that says where `postgres` is
+TABLES = "/tables"  # of the lock for these, which no study is called
 EXAMPLE = f"{SERVER}=postgresql://host/db"
 # libpq's: seconds after which a server that does not answer is away, rather than the system's many minutes.
 WAIT = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -111,7 +112,8 @@ def open_storage(url: str) -> BaseStorage:
             arguments = {"connect_args": {"timeout": PATIENCE}}
         if is_postgres(url):
             arguments = {"connect_args": waiting(url)}
-        storage = RDBStorage(url, engine_kwargs=arguments)
+        with _making_tables(url):
+            storage = RDBStorage(url, engine_kwargs=arguments)
     except ImportError as error:
         raise _no_driver(url, error) from error
     except Exception as error:  # each engine has its own kinds
@@ -121,6 +123,20 @@ def open_storage(url: str) -> BaseStorage:
     from optuna.storages import get_storage
 
     return get_storage(storage)
+
+
+@contextmanager
+def _making_tables(url: str) -> Iterator[None]:
+    """Alone with a server where Optuna may have to make its tables, whichever study is opened."""
+    if not is_postgres(url):
+        yield
+        return
+    everywhere = Everywhere(url, TABLES)
+    try:
+        with everywhere():
+            yield
+    finally:
+        everywhere.close()
 
 
 def _relax(storage: RDBStorage) -> None:

@@ -25,16 +25,18 @@ from swinexp.folder import write_text
 from swinexp.mistake import Ended
 from swinexp.sweep.board import Board, print_end
 from swinexp.sweep.budget import Enough
+from swinexp.sweep.jobs import Jobs
 from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
 from swinexp.sweep.ranking import ranked
 from swinexp.sweep.space import Parameter
 from swinexp.sweep.study import Study
 from swinexp.sweep.worker import Launch, Worker
-from swinexp.sweep.workers import Workers, is_worker, of_the_top, orphaned
+from swinexp.sweep.workers import Processes, Workers, is_worker, of_the_top, orphaned
 
 log = logging.getLogger(__name__)
 
 QUIET = "hydra/job_logging=trial"
+HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # trains in this process
 TOP = "top"  # the folder of the best points' further seeds
 
 
@@ -115,7 +117,7 @@ def _work(what: Plan, launch: Launch) -> None:
 
 
 def _worker(what: Plan, study: Study, launch: Launch, board: Board | None = None) -> Worker:
-    seen = (lambda: None) if board is None else board.look
+    seen = (lambda: False) if board is None else board.look
     place = f"{TOP}/" if _is_top(what, study) else ""
     return Worker(study, launch, what.seed, what.curve, what.constraints, seen, place)
 
@@ -127,12 +129,26 @@ def _is_top(what: Plan, study: Study) -> bool:
 
 def _search(what: Plan, study: Study, launch: Launch) -> Enough:
     """Have a study's trials run, here or by workers; returns why no more are begun."""
-    options, top = what.options, _is_top(what, study)
+    options = what.options
     with Board(study, what.objectives) as board:
-        if options.n_jobs == 1:
+        if options.n_jobs == 1 and what.slurm is None:
             return _worker(what, study, launch, board).work()
-        Workers(options.n_jobs, options.per_gpu, what.folder / "workers", study.budget.began, top).run(board.look)
+        try:
+            _workers(what, study).run(lambda: study.patience.once(board.look))
+        except Ended as ended:
+            if study.finished(study.trials) < study.wanted:
+                raise
+            log.warning("%s", ended)  # others have done what was left
         return study.budget.spent(study.optuna, study.trials) or Enough()
+
+
+def _workers(what: Plan, study: Study) -> Workers:
+    options, began, top = what.options, study.budget.began, _is_top(what, study)
+    if what.slurm is None:
+        return Processes(options.n_jobs, options.per_gpu, what.folder / "workers", began, top, what.gpus)
+    spent = study.budget.spent(study.optuna, study.trials)
+    left = 0 if spent else study.wanted - study.finished(study.trials)
+    return Jobs(what.slurm, min(options.n_jobs, left), began, top)
 
 
 def _leave(study: Study, top: Study | None, what: Plan, why: str) -> None:
@@ -167,6 +183,7 @@ def _launcher(config: DictConfig, context: HydraContext, task: TaskFunction) -> 
     with open_dict(config):
         # Hydra's own would say two lines for each job.
         config.hydra.hydra_logging = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}
+        config.hydra.launcher = {"_target_": HERE}
     loader: Any = context.config_loader
     loader.repository = _ReadOnce(loader.repository)
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)

@@ -26,6 +26,7 @@ class Outside:
     number: int | None = None
     study: str | None = None
     point: Mapping[str, object] = {}
+    group: str | None = None  # that W&B is told, where it is another process's
 
     def check(self, facts: Mapping[str, float]) -> None:
         """Tell what is known before training. Raises `Forbidden`."""
@@ -35,6 +36,9 @@ class Outside:
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Tell the figures of a finished epoch. Raises `Pruned`."""
+
+    def ended(self, error: Exception) -> None:
+        """Tell why the run ended early."""
 
 
 @dataclass(frozen=True)

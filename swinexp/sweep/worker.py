@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import threading
 import time
@@ -71,6 +72,8 @@ class Worker:
                 with self._alive(trial):
                     self._try(trial)
             except KeyboardInterrupt:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it more than once
                 self.study.give_back(trial)
                 raise
             self.seen()
@@ -139,9 +142,9 @@ class Worker:
                 name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
                 self.study.fail(trial, kind, name + one_line(error))
 
-    def _count(self) -> None:
+    def _count(self) -> object:
         self.epochs += 1
-        self.seen()
+        return self.seen()
 
     @contextmanager
     def _alive(self, trial: optuna.Trial) -> Iterator[None]:

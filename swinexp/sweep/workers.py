@@ -1,23 +1,28 @@
-"""Several workers on this machine: processes that run this very command, each with its share of the machine."""
+"""Several workers, which run this very command: on this machine as processes, each with its share of it."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from swinexp.mistake import Ended, Mistake, check
+from swinexp.mistake import Ended, Mistake, check, interrupt
 from swinexp.sweep.budget import BEGAN
 from swinexp.sweep.options import WHERE
+from swinexp.sweep.patience import Away
 
-WORKER = "SWINEXP_WORKER"  # the variable that makes a command a worker, with the process that started it
+log = logging.getLogger(__name__)
+
+WORKER = "SWINEXP_WORKER"  # the variable that makes a command a worker, with the process that started it, if it is here
 OF_THE_TOP = "SWINEXP_TOP"
-POLL = 0.25
-MOST_KILLS = 100  # of a worker, which is started again after each
+MOST_KILLS = 100  # of a command's workers: one that is killed is started again
 
 
 def is_worker() -> bool:
@@ -31,8 +36,14 @@ def of_the_top() -> bool:
 
 
 def orphaned() -> bool:
-    """Whether that one is gone, and this one is alone with what there is to do at the end."""
-    return is_worker() and os.getppid() != int(os.environ[WORKER])
+    """Whether that one was here and is gone, and this one is alone with what there is to do at the end."""
+    parent = os.environ.get(WORKER, "")
+    return parent.isdigit() and os.getppid() != int(parent)
+
+
+def variables(parent: str, began: float, top: bool) -> dict[str, str]:
+    """Those that make the same command a worker, of the best points' further seeds when `top`."""
+    return {WORKER: parent, BEGAN: str(began), **({OF_THE_TOP: "1"} if top else {})}
 
 
 def gpus() -> list[str]:
@@ -44,35 +55,59 @@ def gpus() -> list[str]:
 
 
 def shares(
-    workers: int, per_gpu: int, devices: list[str], cores: int, given: Mapping[str, str]
+    workers: int, per_gpu: int, devices: list[str], cores: int, given: Mapping[str, str], each: int = 1
 ) -> list[dict[str, str]]:
-    """The variables of each worker: its GPU, or its share of the cores. Raises `Mistake` for too few GPUs."""
+    """The variables of each worker: its GPU, or so many for `each`; or its share of the cores. Raises `Mistake`."""
     if not devices:
         threads = given.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
         return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+    there = f"there are {len(devices)} GPUs, and "
+    if each > 1:
+        check(each <= len(devices), "trainer.gpus", each, f"there are {len(devices)} GPUs", "trainer.gpus=1")
+        devices = [",".join(devices[first : first + each]) for first in range(0, len(devices) - each + 1, each)]
+        there += f"trainer.gpus={each}, and "
     check(
         workers <= per_gpu * len(devices),
         f"{WHERE}.n_jobs",
         workers,
-        f"there are {len(devices)} GPUs, and {WHERE}.per_gpu={per_gpu}",
+        f"{there}{WHERE}.per_gpu={per_gpu}",
         f"{WHERE}.n_jobs={per_gpu * len(devices)}, or {WHERE}.per_gpu={-(-workers // len(devices))}",
     )
     return [{"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(workers)]
 
 
-class Workers:
-    """The processes of a `with` block, which ends when they have.
+class Workers(ABC):
+    """Workers of a command, which ends when they have. What they are is said below, and in `jobs`."""
 
-    They are in sessions of their own: ctrl-C reaches this process alone, which tells them; if it is killed, they go on.
-    """
+    pause = 0.25  # seconds between two looks
 
-    def __init__(self, count: int, per_gpu: int, logs: Path, began: float, top: bool = False) -> None:
-        self.logs = logs
-        self.variables = {WORKER: str(os.getpid()), BEGAN: str(began), **({OF_THE_TOP: "1"} if top else {})}
-        self.shares = shares(count, per_gpu, gpus(), len(os.sched_getaffinity(0)), os.environ)
-        self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self.kills = [0] * count
+    def __init__(self) -> None:
+        self.kills = 0
         self.asked: list[int] = []
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start all that are wanted."""
+
+    @abstractmethod
+    def again(self, worker: str) -> None:
+        """Start another one in the place of one that was killed."""
+
+    @abstractmethod
+    def ended(self) -> dict[str, int]:
+        """Those that have ended since this was asked before, with their exit codes, which are negative for killed."""
+
+    @abstractmethod
+    def left(self) -> bool:
+        """Whether any has not ended."""
+
+    @abstractmethod
+    def words(self, worker: str) -> list[str]:
+        """The lines that one has written."""
+
+    @abstractmethod
+    def tell(self, number: int, again: bool) -> None:
+        """Pass a signal on; `again`: end them at once."""
 
     def run(self, seen: Callable[[], object]) -> None:
         """Start them, and again those that are killed, until all have ended by themselves.
@@ -82,56 +117,87 @@ class Workers:
         handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         said: tuple[int, str] | None = None
         try:
-            for index in range(len(self.shares)):
-                self._start(index)
-            while self.running:
-                time.sleep(POLL)
-                for index, process in list(self.running.items()):
-                    code = process.poll()
-                    if code is None:
-                        continue
-                    del self.running[index]
+            self.start()
+            while self.left():
+                time.sleep(self.pause)
+                for worker, code in self.ended().items():
                     if code == 0 or self.asked:
                         continue
-                    self.kills[index] += code < 0
-                    if code < 0 and self.kills[index] <= MOST_KILLS:
-                        self._start(index)
+                    line = self._last_line(worker)
+                    self.kills += code < 0
+                    if code < 0 and self.kills <= MOST_KILLS:
+                        log.warning("%s was killed, and is started again; its last line: %s", worker, line)
+                        self.again(worker)
                     else:
-                        said = code, self._last_line(index)
-                seen()
+                        log.warning("%s has ended: %s", worker, line)
+                        said = code, line
+                with suppress(Away):  # they end by themselves, where their trials have checkpoints
+                    seen()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.asked:
-            interrupt = KeyboardInterrupt(f"stopped by {signal.Signals(self.asked[0]).name}")
-            interrupt.exit_code = 128 + self.asked[0]  # type: ignore[attr-defined]
-            raise interrupt
+            raise interrupt(self.asked[0])
         if said is not None:
             raise Mistake(said[1]) if said[0] == 2 else Ended(said[1])
 
-    def _start(self, index: int) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with self._log(index).open("ab") as log:
-            self.running[index] = subprocess.Popen(
-                [sys.executable, *sys.orig_argv[1:]],
-                env={**os.environ, **self.variables, **self.shares[index]},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def _log(self, index: int) -> Path:
-        return self.logs / f"worker{index}.log"
-
-    def _last_line(self, index: int) -> str:
-        lines = self._log(index).read_text(errors="replace").strip().splitlines() or ["a worker ended without a word"]
+    def _last_line(self, worker: str) -> str:
+        lines = self.words(worker) or [f"{worker} ended without a word"]
         return lines[-1].removeprefix("swinexp: ")
 
     def _receive(self, number: int, _: object) -> None:
         """The first signal asks the workers to stop where they can go on; the second ends them at once."""
         again = bool(self.asked)
         self.asked.append(number)
+        self.tell(number, again)
+
+
+class Processes(Workers):
+    """Of this machine, in sessions of their own: ctrl-C reaches this process alone, which tells them; if it is killed,
+    they go on.
+    """
+
+    def __init__(self, count: int, per_gpu: int, logs: Path, began: float, top: bool = False, each: int = 1) -> None:
+        super().__init__()
+        self.logs = logs
+        self.variables = variables(str(os.getpid()), began, top)
+        found = shares(count, per_gpu, gpus(), len(os.sched_getaffinity(0)), os.environ, each)
+        self.shares = {f"worker{index}": share for index, share in enumerate(found)}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        for worker in self.shares:
+            self.again(worker)
+
+    def again(self, worker: str) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self._log(worker).open("ab") as file:
+            self.running[worker] = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]],
+                env={**os.environ, **self.variables, **self.shares[worker]},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def ended(self) -> dict[str, int]:
+        codes = {worker: process.poll() for worker, process in self.running.items()}
+        found = {worker: code for worker, code in codes.items() if code is not None}
+        for worker in found:
+            del self.running[worker]
+        return found
+
+    def left(self) -> bool:
+        return bool(self.running)
+
+    def words(self, worker: str) -> list[str]:
+        return self._log(worker).read_text(errors="replace").strip().splitlines()
+
+    def _log(self, worker: str) -> Path:
+        return self.logs / f"{worker}.log"
+
+    def tell(self, number: int, again: bool) -> None:
         for process in self.running.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL if again else number)

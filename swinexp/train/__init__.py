@@ -7,6 +7,7 @@ same CPU, equal to the last bit to one that was not.
 from swinexp.train.devices import autocast, derive, deterministic, pick_device
 from swinexp.train.loop import augmented, compile_model, evaluate, predictions, summarise, train, train_epoch
 from swinexp.train.options import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
+from swinexp.train.processes import Left, followed
 from swinexp.train.setup import as_the_network_sees, build_model, prepare, steps_per_epoch
 from swinexp.train.signals import Asked, Interrupted
 from swinexp.train.state import State, build_state
@@ -17,6 +18,7 @@ __all__ = [
     "TEST_OBJECTIVES",
     "Asked",
     "Interrupted",
+    "Left",
     "State",
     "Trainer",
     "as_the_network_sees",
@@ -28,6 +30,7 @@ __all__ = [
     "derive",
     "deterministic",
     "evaluate",
+    "followed",
     "pick_device",
     "predictions",
     "prepare",

@@ -49,10 +49,10 @@ def pick_device(trainer: Trainer) -> torch.device:
         device = torch.device("cuda", local_rank())
         check(  # by every process, for only the first one speaks
             local_size() <= count,
-            "trainer.device",
-            trainer.device,
+            "trainer.device" if trainer.gpus == 1 else "trainer.gpus",
+            trainer.device if trainer.gpus == 1 else trainer.gpus,
             f"this machine has {count} CUDA GPUs for {local_size()} processes",
-            f"--nproc-per-node={count}" if count else "trainer.device=cpu",
+            f"{'--nproc-per-node' if trainer.gpus == 1 else 'trainer.gpus'}={count}" if count else "trainer.device=cpu",
         )
     check(
         (device.index or 0) < count,

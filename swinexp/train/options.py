@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from swinexp.folder import MOST
 from swinexp.mistake import check, one_of
+from swinexp.ranks import size
 
 OBJECTIVES = (
     "val/accuracy",
@@ -37,6 +38,7 @@ class Trainer:
     `ema`              decay of the moving average of the weights, 0 is off (`swinexp.optim.ema`)
     `patience`         epochs without a better val/accuracy that end the run, 0 is off
     `keep`             newest checkpoints that stay, beside the best epoch's
+    `gpus`             of this machine that train together, a process each; torchrun is started for more than one
     `precision`        of matrix products: one of `PRECISIONS`
     `compile`          one of `COMPILE`; graphs: launched as CUDA graphs
     `on_nan`           a loss that is not finite ends the run, or such steps are skipped
@@ -53,6 +55,7 @@ class Trainer:
     patience: int
     keep: int
     device: str
+    gpus: int
     precision: str
     compile: str
     on_nan: str
@@ -60,9 +63,23 @@ class Trainer:
     limit_train: int | None
 
     def __post_init__(self) -> None:
-        for key, example in (("epochs", 30), ("batch_size", 128), ("accumulate", 1), ("keep", 2)):
+        for key, example in (("epochs", 30), ("batch_size", 128), ("accumulate", 1), ("keep", 2), ("gpus", 1)):
             value = getattr(self, key)
             check(value >= 1, f"trainer.{key}", value, "at least 1", f"trainer.{key}={example}")
+        check(
+            self.gpus in (1, size()) or size() == 1,
+            "trainer.gpus",
+            self.gpus,
+            f"torchrun has started {size()} processes",
+            f"trainer.gpus={size()}, or the command without torchrun",
+        )
+        check(
+            self.gpus == 1 or ":" not in self.device,
+            "trainer.device",
+            self.device,
+            f"it is one GPU, and trainer.gpus={self.gpus}",
+            "trainer.device=cuda",
+        )
         check(self.keep <= MOST, "trainer.keep", self.keep, f"1 to {MOST}", "trainer.keep=2")
         check(
             self.accumulate <= self.batch_size,

@@ -8,7 +8,7 @@ BatchNorm (patch=p2_conv) normalises each share by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from swinexp.ranks import rank, size
+from swinexp.ranks import local_rank, rank, size
 
 
 @contextmanager
@@ -30,6 +30,28 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class Left(Exception):
+    """The first process trains no longer, and says why."""
+
+
+def followed(decide: Callable[[], object]) -> None:
+    """Have the first process `decide` whether all go on: what it raises ends the others with `Left`."""
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            decide()
+        except Exception as raised:
+            error = raised
+    if size() > 1:
+        device = torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        over = torch.tensor(int(error is not None), device=device)
+        dist.broadcast(over, 0)
+        if rank() > 0 and over.item():
+            raise Left
+    if error is not None:
+        raise error
 
 
 def together(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from swinexp.ranks import size
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAVING = signal.SIGUSR1  # what Slurm is asked to send before it takes a job's node away
 ORDER: tuple[int, ...] = (0, SAVING, *STOPPING)  # of several, the last is followed
-AGAIN = 0.5  # seconds: what comes sooner is the same signal, which `timeout` and torchrun may pass on a second time
+AGAIN = 0.5  # seconds: what comes sooner is the same signal, which may come to a process and to its group
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,7 +30,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Asked:
-    """Receives SIGINT, SIGTERM and SIGUSR1 while a `with` block lasts. A second that stops does so at once.
+    """Receives SIGINT, SIGTERM and SIGUSR1 while a `with` block lasts. A second SIGINT stops at once; SIGTERM may come
+    more than once from who has SIGKILL for that.
 
     `now` is asked once a step. Of several processes each says in one step what it has received, and all learn it
     in the next, so that all stop after the same one; neither the device nor the step waits for that.
@@ -60,7 +61,7 @@ class Asked:
 
     def _receive(self, number: int, _: object) -> None:
         now = time.monotonic()
-        if number in STOPPING and now - self._first.setdefault(number, now) > AGAIN:
+        if number == signal.SIGINT and now - self._first.setdefault(number, now) > AGAIN:
             raise Interrupted(number)
         self.received.append(number)
 
