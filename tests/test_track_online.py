@@ -102,7 +102,7 @@ def failing_in_mid_run(fault: int | str) -> Iterator[Mapping[str, str]]:
 
 
 OFFLINE = r"so the run is kept offline"
-LATE = r"W&B has not got all of the run \(.*\); to send it: .*wandb sync --include-online outputs/wandb/run-\*-\w+$"
+LATE = r"W&B has not got all of the run \(.*\); to send the rest: python -m swinexp.track.sync$"
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,27 @@ def test_a_full_disk_below_its_files(mode: str, undisturbed: dict[str, float], t
     assert re.search(r"the disk of outputs/wandb/.* is full: W&B may lack part of the run", outcome.warnings[-1])
     assert outcome.start - undisturbed["start"] <= START
     assert outcome.end - undisturbed["end"] <= END
+
+
+def test_what_a_server_has_got_is_not_sent_twice(wandb_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server loses its network with the first epochs taken; one at the same place, which knows them, gets the rest."""
+    for name, value in wandb_server.environment.items():
+        monkeypatch.setenv(name, value)
+    assert trained("wandb=online").code == 0
+    run = wandb_server.run()
+    whole = list(run.history)
+    del run.history[1:]
+    run.summary, run.state = dict(whole[0]), "running"
+    (folder,) = Path("outputs/wandb").glob("run-*")
+    (file,) = folder.glob("run-*.wandb")
+    file.with_name(file.name + ".unsent").touch()
+    done = subprocess.run([sys.executable, "-m", "swinexp.track.sync"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 run sent"
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    own = [key for key in whole[0] if not key.startswith("_")]
+    assert [{key: row[key] for key in own} for row in run.history] == [{key: row[key] for key in own} for row in whole]
+    assert (run.state, run.summary["state"], run.name) == ("finished", "complete", "r")
+    assert run.config["optimizer"]["lr"] == 0.001
 
 
 # With a server that works

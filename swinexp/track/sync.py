@@ -2,7 +2,8 @@
 
     python -m swinexp.track.sync
 
-W&B marks what it has sent. What a run is still writing to waits for the next time.
+W&B marks which offline runs it has sent. Of a run whose server failed, the steps after the server's last are sent.
+What a run is still writing to waits for the next time.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from swinexp.mistake import Ended, Mistake
-from swinexp.track.wandb import ONLINE_TOO, PLACE, UNSENT, key_is_configured
+from swinexp.mistake import Ended, Mistake, one_line
+from swinexp.track.wandb import PLACE, UNSENT, key_is_configured, send_rest
 
 
 def unsent(place: Path) -> list[Path]:
     """The files that W&B has not marked as sent, the oldest first; a resumed run has one for each part."""
-    late = [path.with_suffix("") for path in place.glob(f"run-*/run-*.wandb{UNSENT}")]
-    found = [*sorted(place.glob("offline-run-*/run-*.wandb")), *sorted(late)]
+    found = sorted(place.glob("offline-run-*/run-*.wandb"))
     return [path for path in found if not path.with_name(f"{path.name}.synced").exists()]
+
+
+def late(place: Path) -> list[Path]:
+    """The files of runs that were online, and whose end their server did not take in time, which `finish` marks."""
+    return [mark.with_suffix("") for mark in sorted(place.glob(f"run-*/run-*.wandb{UNSENT}"))]
 
 
 def being_written(paths: Iterable[Path]) -> set[Path]:
@@ -41,7 +46,7 @@ def runs(paths: Iterable[Path]) -> str:
 
 def sync(place: Path, command: Sequence[str]) -> None:
     """Have `command` send what is there, and say how many that were. Raises `Mistake`, and `Ended` where some stay."""
-    waiting = unsent(place)
+    waiting = unsent(place) + late(place)
     busy = being_written(waiting)
     ready = [path for path in waiting if path not in busy]
     if busy:
@@ -51,8 +56,18 @@ def sync(place: Path, command: Sequence[str]) -> None:
         return
     if not key_is_configured():
         raise Mistake(f"{runs(ready)} to send, and no API key is configured. Type wandb login")
-    subprocess.run([*command, ONLINE_TOO, *map(str, ready)], check=False, stdin=subprocess.DEVNULL)
-    left = [path for path in unsent(place) if path in ready]
+    begun = [path for path in late(place) if path in ready]
+    whole = [path for path in ready if path not in begun]
+    if whole:
+        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL)
+    for path in begun:
+        try:
+            send_rest(path.parent)
+        except Exception as error:  # W&B's, of whatever kind
+            print(f"{path.parent}: {one_line(error)}", file=sys.stderr)
+        else:
+            path.with_name(path.name + UNSENT).unlink()
+    left = [path for path in unsent(place) + late(place) if path in ready]
     print(f"{runs(set(ready) - set(left))} sent")
     if left:
         raise Ended(f"{runs(left)} could not be sent; the same command tries again")

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,8 @@ PLACE = Path("outputs", "wandb")  # of the runs that are offline
 START = 8  # seconds that an unreachable server may take at the start of a run
 END = 6  # and at its end
 UPLOAD = 300  # or, where checkpoints have to be sent
+SYNC = "python -m swinexp.track.sync"
 UNSENT = ".unsent"  # how a file is called that lies beside what a server did not take in time
-ONLINE_TOO = "--include-online"  # makes W&B's command send what a server had the beginning of
 ROOM = 2**16  # bytes that a disk has at least, unless it is full
 FIGURES = ("label", "prediction", "confidence", "loss")  # of an error, beside its image
 
@@ -143,7 +144,7 @@ class WandbRun:
         try:
             self.run.finish(exit_code=int(failed))
         except Exception as error:
-            log.warning("W&B has not got all of the run (%s); to send it: %s", one_line(error), self._sync_command())
+            log.warning("W&B has not got all of the run (%s); to send the rest: %s", one_line(error), SYNC)
             with suppress(OSError):
                 file.with_name(file.name + UNSENT).touch()
         with suppress(OSError):
@@ -160,7 +161,7 @@ class WandbRun:
     def _sync_command(self) -> str:
         place = os.path.relpath(self.run.settings.sync_dir)
         every_part = re.sub(r"\d{8}_\d{6}", "*", place)  # a resumed run has a folder for each of its parts
-        return f"{_command()} sync {'' if self.run.offline else f'{ONLINE_TOO} '}{every_part}"
+        return f"{_command()} sync {every_part}"
 
     def _may_be_online(self, mode: str) -> bool:
         """Whether there is a key for W&B's server; says so where one is wanted, since W&B would ask on a terminal."""
@@ -230,20 +231,69 @@ def key_is_configured() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
+def records(place: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in a run's folder of W&B's. Raises OSError, SubprocessError and ValueError."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(place)]
+    told = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+    return [json.loads(line) for line in told.splitlines()]
+
+
 def offline_epochs(known: str) -> set[int] | None:
     """The epochs that the offline parts of a run hold, by W&B's own reader; None where there is none, or it cannot."""
     found: set[int] = set()
     parts = [*PLACE.glob(f"offline-run-*-{known}")]
     for part in parts:
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
         try:
-            told = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
-            rows = [row["history"]["item"] for line in told.splitlines() if "history" in (row := json.loads(line))]
+            rows = [record["history"]["item"] for record in records(part) if "history" in record]
         except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
             log.warning("W&B cannot read %s (%s)", part, one_line(error))
             return None
         found |= {int(row["epoch"]) for row in rows if "epoch" in row}
     return found if parts else None
+
+
+def send_rest(place: Path) -> None:
+    """Send what a server lacks of the run in an online folder of W&B's: the steps after its last, and the summary.
+
+    `wandb sync` sends all of it again, behind what is there. Pictures and checkpoints of the missing part stay here.
+    Raises what W&B raises.
+    """
+    import wandb
+
+    run: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    for record in records(place):
+        run |= record.get("run", {})
+        summary |= record.get("summary", {}).get("update", {})
+        if "history" in record:
+            rows[int(record["history"]["step"]["num"])] = _figures(record["history"]["item"])
+    settings = wandb.Settings(
+        silent=True, console="off", init_timeout=START, finish_timeout=UPLOAD, finish_timeout_raises=True
+    )
+    names = {"name": "display_name", "group": "run_group", "job_type": "job_type", "entity": "entity"}
+    about: dict[str, Any] = {own: run.get(theirs) for own, theirs in names.items()}
+    sent = wandb.init(
+        id=run["run_id"],
+        project=run["project"],
+        config={key: each for key, each in run.get("config", {}).get("update", {}).items() if key != "_wandb"},
+        mode="online",
+        resume="allow",
+        reinit="finish_previous",
+        dir=tempfile.mkdtemp(),
+        settings=settings,
+        **about,
+    )
+    for step in sorted(rows):
+        if step >= sent.step:
+            sent.log(rows[step], step=step, commit=True)
+    sent.summary.update(_figures(summary))
+    sent.finish(exit_code=int(summary.get("state") in ("failed", "interrupted")))
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is no picture, and not W&B's own."""
+    return {key: each for key, each in row.items() if not key.startswith("_") and not isinstance(each, dict)}
 
 
 def read_id(path: Path) -> str | None:
