@@ -124,7 +124,7 @@ def test_a_server_that_fails_from_the_start(
     assert len([*Path("outputs/wandb").glob("offline-run-*")]) == 1
 
 
-@pytest.mark.parametrize("fault", ["refuse", "swallow", 500])
+@pytest.mark.parametrize("fault", ["refuse", "swallow", 500, 401])
 def test_a_server_that_fails_in_mid_run(
     fault: int | str, undisturbed: dict[str, float], monkeypatch: pytest.MonkeyPatch, wandb_server: Server
 ) -> None:

@@ -63,8 +63,8 @@ class WandbRun:
         if mode == "disabled":
             return
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # without network, it delays the exit
-        if mode != "offline" and not self._may_be_online(mode):
-            mode = "offline"
+        if mode != "offline":
+            mode = "online" if self._may_be_online(mode) else "offline"
         known = read_id(self.kept) if resuming else None
         before = None if known is None else offline_epochs(known)  # while there is no file of this part
         if mode == "online":
@@ -140,16 +140,20 @@ class WandbRun:
         self.summary({"state": state})
         if self.run is None:
             return
-        file = Path(self.run.settings.sync_file)
+        folder = Path(self.run.settings.sync_dir)
         try:
             self.run.finish(exit_code=int(failed))
+            refused = None if self.run.offline else refusal(folder)
         except Exception as error:
-            log.warning("W&B has not got all of the run (%s); to send the rest: %s", one_line(error), SYNC)
+            refused = one_line(error)
+        if refused is not None:
+            log.warning("W&B has not got all of the run (%s); to send the rest: %s", refused, SYNC)
             with suppress(OSError):
-                file.with_name(file.name + UNSENT).touch()
+                for file in folder.glob("run-*.wandb"):
+                    file.with_name(file.name + UNSENT).touch()
         with suppress(OSError):
-            if shutil.disk_usage(file.parent).free < ROOM:
-                log.warning("the disk of %s is full: W&B may lack part of the run", os.path.relpath(file.parent))
+            if shutil.disk_usage(folder).free < ROOM:
+                log.warning("the disk of %s is full: W&B may lack part of the run", os.path.relpath(folder))
 
     def where(self) -> str:
         """Where W&B has the run: its page, or its folder and what to do with that."""
@@ -250,6 +254,20 @@ def offline_epochs(known: str) -> set[int] | None:
             return None
         found |= {int(row["epoch"]) for row in rows if "epoch" in row}
     return found if parts else None
+
+
+def refusal(place: Path) -> str | None:
+    """What a server answered to the figures of a run in W&B's folder of it that has ended, if not that it has them.
+
+    W&B gives up on most answers without an error, and writes them into its own log.
+    """
+    for path in place.glob("logs/debug-internal.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                told = json.loads(line)
+                if told.get("msg") == "api: HTTP error" and str(told.get("url", "")).endswith("/file_stream"):
+                    return f"HTTP {told.get('status')}"
+    return None
 
 
 def send_rest(place: Path) -> None:
