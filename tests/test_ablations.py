@@ -14,6 +14,7 @@ from swinexp.config import typed
 from swinexp.describe import count
 from swinexp.optim import decays
 from swinexp.swin import Swin, attention_maps
+from swinexp.swin.attention import WindowAttention
 from swinexp.swin.embedding import shifted_copies
 from swinexp.swin.layers import LayerScale
 from swinexp.swin.pretrained import translated
@@ -360,3 +361,29 @@ def test_compiles_without_graph_breaks_to_the_same_values(override: str) -> None
     eager, ours = gradients
     for name, gradient in eager.items():
         assert torch.allclose(ours[name], gradient, atol=1e-5, rtol=1e-3), name
+
+
+class TestMimetic:
+    """attention=mimetic begins with products near the identity, of each head's rank, and only attention's matrices differ."""
+
+    def test_its_products(self) -> None:
+        torch.manual_seed(0)
+        attn = network(attention={"init": "mimetic"}).get_submodule("layers.1.blocks.0.attn")
+        assert isinstance(attn, WindowAttention)
+        C, heads = 192, 6
+        q, k, v = attn.qkv.weight.detach().double().view(3, heads, C // heads, C)
+        for head in range(heads):
+            product = q[head].T @ k[head]
+            # The largest of 192 singular values, so more than the whole identity's share of a rank of 32 would be.
+            assert product.trace() / C > 0.7 * (C // heads) / C
+            assert torch.linalg.matrix_rank(product, rtol=1e-4) == C // heads
+        product = attn.proj.weight.detach().double() @ v.reshape(C, C)
+        assert product.trace() / C == pytest.approx(-0.4, abs=0.01)
+        assert (product + 0.4 * torch.eye(C)).std() * C**0.5 == pytest.approx(0.4, abs=0.01)
+
+    def test_all_else_begins_as_ever(self) -> None:
+        torch.manual_seed(0)
+        mimetic = network(attention={"init": "mimetic"}).state_dict()
+        torch.manual_seed(0)
+        differ = {name for name, value in network().state_dict().items() if not torch.equal(value, mimetic[name])}
+        assert {name.split("attn.")[-1] for name in differ} == {"qkv.weight", "proj.weight"}

@@ -140,6 +140,10 @@ def test_seeds_are_a_parameter_of_a_grid() -> None:
             ["hydra/sweeper/sampler=grid", "optimizer.lr=interval(0,1)"],
             "optimizer.lr=interval(0,1): an interval has no",
         ),
+        (
+            ["hydra/sweeper/sampler=ablation", "window=w2,w4"],
+            "hydra/sweeper/sampler=ablation: W&B's sweeps have no single changes",
+        ),
         (["experiment=quickstart"], "hydra.sweeper.params={}: nothing is varied"),
         (["window=w2,w3"], "window=w3: no such option"),
     ],

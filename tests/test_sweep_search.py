@@ -205,6 +205,15 @@ def test_a_grid_is_every_point_in_order() -> None:
     assert every_point(sampler_options("random"), space, 0) is None
 
 
+def test_an_ablation_changes_one_thing_at_a_time() -> None:
+    space = space_of("x=1,2,3", "y=range(4,6)", "model=tiny,nano")
+    base = {"x": 1, "y": 4, "model": "tiny"}
+    changes: list[dict[str, object]] = [{}, {"x": 2}, {"x": 3}, {"y": 5}, {"y": 6}, {"model": "nano"}]
+    assert every_point(sampler_options("ablation"), space, 0) == [{**base, **change} for change in changes]
+    with pytest.raises(Mistake, match=r"z=interval\(0,1\): an interval has no grid"):
+        every_point(sampler_options("ablation"), space_of("x=1,2", "z=interval(0,1)"), 0)
+
+
 def test_brute_force_is_every_point_in_the_order_of_its_seed() -> None:
     conditional = sweeper_options("hydra.sweeper.conditional=[{when: {optimizer: sgd}, params: {m: '1,2,3'}}]")
     space = space_of("optimizer=adamw,sgd", "x=1,2", opts=conditional)
@@ -226,7 +235,7 @@ def test_what_has_no_end_of_points_is_refused() -> None:
     with pytest.raises(Mistake) as told:
         every_point(sampler_options("grid"), space_of("optimizer=adamw,sgd", opts=conditional), 0)
     assert str(told.value) == (
-        "hydra/sweeper/sampler=grid: a grid has no conditional parameters. Type hydra/sweeper/sampler=brute_force"
+        "hydra/sweeper/sampler=grid: it has no conditional parameters. Type hydra/sweeper/sampler=brute_force"
     )
 
 

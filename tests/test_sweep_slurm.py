@@ -32,6 +32,7 @@ OPEN: list[Study] = []
 STARTED: list[subprocess.Popen[str]] = []
 ARRAY = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 ON_SLURM = ("hydra/launcher=slurm", "storage=postgres", "hydra.sweeper.heartbeat=1")
+EPOCHS = 60  # some 6 s: longer than the 5 s between two questions to Slurm, so that what befalls a job is seen
 SWEEP = (
     "sweep=quickstart",
     *(one for one in SMALL if not one.startswith("trainer.epochs")),
@@ -135,7 +136,7 @@ def figures(folder: Path, number: int) -> dict[str, float]:
 
 
 def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exact(cluster: Cluster) -> None:
-    total, long = 12, ("hydra.sweeper.n_trials=12", "trainer.epochs=20")
+    total, long = 12, ("hydra.sweeper.n_trials=12", f"trainer.epochs={EPOCHS}")
     plain = Sweep("plain", *long)
     plain.end(plain.start())
     sweep = Sweep("broken", *long, *ON_SLURM)
@@ -158,7 +159,7 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * total
     for trial in trials:
         assert figures(sweep.folder, trial.number) == figures(plain.folder, trial.number)
-        assert sweep.epochs(trial.number) == 20
+        assert sweep.epochs(trial.number) == EPOCHS
     lost = sum(len(trial.user_attrs.get("lost", [])) for trial in trials)
     assert 2 <= lost <= 3  # of the killed job, and of the node's two: who was told has given its trial back
     assert f"job {killed} was killed" in words
@@ -168,7 +169,7 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
 
 
 def test_a_supervisor_is_killed_typed_again_and_interrupted(cluster: Cluster) -> None:
-    sweep = Sweep("adopted", "hydra.sweeper.n_trials=4", "trainer.epochs=20", *ON_SLURM)
+    sweep = Sweep("adopted", "hydra.sweeper.n_trials=4", f"trainer.epochs={EPOCHS}", *ON_SLURM)
     first = sweep.start()
     until(lambda: len(sweep.under_way(cluster)) == 2, words=sweep.said)
     jobs = queue(cluster)

@@ -72,6 +72,8 @@ def expressible(found: Plan) -> None:
     only(len(objectives) == 1, "objective", objectives, "one objective", f"objective={objectives[0]}")
     limits = list(options.constraints)
     only(not limits, f"{WHERE}.constraints", limits, "no constraints", f"{WHERE}.constraints=[]")
+    sampler = options.sampler["name"]
+    only(sampler != "ablation", "hydra/sweeper/sampler", sampler, "no single changes", "hydra/sweeper/sampler=grid")
     depends = list(dict.fromkeys(key for when, _ in space.conditional for key in when))
     plain = f"{WHERE}.conditional=[], and what is to be varied in any case"
     only(not depends, f"{WHERE}.conditional", depends, "no parameters that depend on others", plain)

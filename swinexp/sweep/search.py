@@ -25,7 +25,7 @@ SAMPLERS = {
     "qmc": "QMCSampler",
     "random": "RandomSampler",
 }
-EVERY_POINT = ("grid", "brute_force")  # which need no sampler: their points wait in the study's queue
+EVERY_POINT = ("grid", "brute_force", "ablation")  # which need no sampler: their points wait in the study's queue
 PRUNERS = {
     "none": "NopPruner",
     "asha": "SuccessiveHalvingPruner",
@@ -99,10 +99,10 @@ def every_point(options: Options, space: Space, seed: int) -> list[Point] | None
         name == "brute_force" or not space.conditional,
         SAMPLER,
         name,
-        "a grid has no conditional parameters",
+        "it has no conditional parameters",
         f"{SAMPLER}=brute_force",
     )
-    points = space.points()
+    points = space.changes() if name == "ablation" else space.points()
     if name == "brute_force":
         given = options.sampler.get("seed")
         random.Random(seed if given is None else given).shuffle(points)

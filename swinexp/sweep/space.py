@@ -122,6 +122,12 @@ class Space:
         extend({})
         return found
 
+    def changes(self) -> list[Point]:
+        """The first value of each parameter together, then every other value alone. Raises `Mistake` as `points`."""
+        values = {parameter.key: parameter.values() for parameter in self.parameters.values()}
+        base = {key: first for key, (first, *_) in values.items()}
+        return [base, *({**base, key: other} for key, (_, *others) in values.items() for other in others)]
+
     def corners(self) -> Iterator[tuple[str, Point]]:
         """(a key, a point that has one of its extremes), for every parameter and every extreme."""
         cases: list[tuple[Point, Parameter]] = [({}, parameter) for parameter in self.parameters.values()]

@@ -13,6 +13,8 @@ from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
 POSITION_HIDDEN = 512  # width of the network that makes the continuous bias, as in Swin V2's code
+MIMETIC_QK = (0.7, 0.7)  # of the noise and the identity in q·k, and in v·proj, as its paper has them for CIFAR-10
+MIMETIC_VP = (0.4, -0.4)
 LOGIT_SCALE = (math.log(10), math.log(100))  # where the logarithm of the cosine's factor begins, and its largest
 
 
@@ -95,6 +97,21 @@ class WindowAttention(nn.Module):
         bias = self.score_bias(mask)
         return (scores if bias is None else scores + bias).softmax(-1)
 
+    @torch.no_grad()
+    def begin_mimetic(self) -> None:
+        """Weights whose products are an identity with noise (arXiv 2305.09828): each head's q·k as near as its rank
+        allows, +0.7; proj·v -0.4, so that a token takes from its sum what the others add."""
+        C, D = self.proj.weight.shape[0], self.proj.weight.shape[0] // self.heads
+        q, k, v = self.qkv.weight.view(3, self.heads, D, C)
+        for head in range(self.heads):
+            left, values, right = torch.linalg.svd(_near_identity(C, *MIMETIC_QK))
+            root = values[:D].sqrt()[:, None]
+            q[head], k[head] = root * left[:, :D].T, root * right[:D]
+        left, values, right = torch.linalg.svd(_near_identity(C, *MIMETIC_VP))
+        root = values.sqrt()
+        self.proj.weight.copy_(left * root)
+        v.copy_((root[:, None] * right).view_as(v))
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
         if by_hand(x) and self.attention.similarity == "dot" and self.attention.position_bias != "none":
@@ -104,3 +121,8 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))
+
+
+def _near_identity(size: int, noise: float, identity: float) -> Tensor:
+    """(size, size), with `identity` on the diagonal and noise of that norm over a row"""
+    return noise * torch.randn(size, size) / math.sqrt(size) + identity * torch.eye(size)

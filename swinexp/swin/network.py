@@ -168,6 +168,10 @@ class Swin(nn.Module):
         self.norm = build_norm(block.norm, dim, model.norm_eps)
         self.head = Linear(dim, classes)
         self.apply(_initialise)
+        if attention.init == "mimetic":
+            for module in self.modules():
+                if isinstance(module, WindowAttention):
+                    module.begin_mimetic()
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 

@@ -10,6 +10,7 @@ from swinexp.mistake import check, one_of, shown
 EMBEDDINGS = ("linear", "conv", "spt")
 SIMILARITIES = ("dot", "cosine", "qk_norm", "local")
 POSITION_BIASES = ("table", "continuous", "none")
+INITS = ("normal", "mimetic")
 NORMS = ("layer", "rms")
 PLACEMENTS = ("pre", "res_post")
 
@@ -115,14 +116,19 @@ class Patch:
 
 @dataclass
 class Attention:
-    """How tokens of a window are compared (`similarity`), and what their offset adds to that (`position_bias`)."""
+    """How tokens of a window are compared (`similarity`), and what their offset adds to that (`position_bias`).
+
+    `init` is how its matrices begin: as all others, or "mimetic".
+    """
 
     similarity: str
     position_bias: str
+    init: str
 
     def __post_init__(self) -> None:
         one_of("attention.similarity", self.similarity, SIMILARITIES)
         one_of("attention.position_bias", self.position_bias, POSITION_BIASES)
+        one_of("attention.init", self.init, INITS)
 
 
 @dataclass
