@@ -87,7 +87,7 @@ class Sweep:
         return STARTED[-1]
 
     def end(self, process: subprocess.Popen[str], code: int = 0) -> str:
-        words = process.communicate(timeout=240)[0]
+        words = process.communicate(timeout=540)[0]
         assert process.returncode == code, words + self.said()
         return words
 
