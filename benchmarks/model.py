@@ -53,8 +53,10 @@ def torchvision() -> nn.Module:
     return SwinTransformer([2, 2], DIM, DEPTHS, HEADS, [4, 4], 2.0, stochastic_depth_prob=0.1, num_classes=10)
 
 
-def train_step(model: nn.Module, forward: nn.Module, batch: int, device: torch.device, own: bool) -> Callable[[], None]:
-    images = torch.randn(batch, 3, 32, 32, device=device)
+def train_step(
+    model: nn.Module, forward: nn.Module, batch: int, device: torch.device, own: bool, size: int = 32
+) -> Callable[[], None]:
+    images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(10, (batch,), device=device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = (
@@ -75,8 +77,10 @@ def train_step(model: nn.Module, forward: nn.Module, batch: int, device: torch.d
     return step
 
 
-def inference(model: nn.Module, forward: nn.Module, batch: int, device: torch.device) -> Callable[[], None]:
-    images = torch.randn(batch, 3, 32, 32, device=device)
+def inference(
+    model: nn.Module, forward: nn.Module, batch: int, device: torch.device, size: int = 32
+) -> Callable[[], None]:
+    images = torch.randn(batch, 3, size, size, device=device)
 
     def step() -> None:
         model.eval()

@@ -147,6 +147,7 @@ def test_jobs_are_killed_and_pre_empted_and_a_node_fails_and_all_trials_are_exac
     os.kill(pid, signal.SIGKILL)
     cluster.call("scancel", "--signal=USR1", pre_empted)
     cluster.call("scancel", "--signal=TERM", pre_empted)
+    until(lambda: pre_empted not in sweep.under_way(cluster), words=sweep.said)
     until(lambda: pre_empted in sweep.under_way(cluster), words=sweep.said)
     cluster.call("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     until(lambda: not sweep.under_way(cluster), words=sweep.said)
