@@ -59,7 +59,9 @@ def outcome(overrides: list[str], device: torch.device) -> list[Tensor]:
 
 def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest difference, relative to the largest value of each tensor."""
-    return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-300)).item() for a, b in zip(ours, theirs, strict=True))
+    return max(
+        ((a - b).abs().max() / a.abs().max().clamp(min=1e-300)).item() for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def operation(name: str, device: torch.device) -> float:

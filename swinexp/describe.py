@@ -164,10 +164,10 @@ def describe(run: Run, classes: int) -> None:
     from rich.table import Table
 
     from swinexp.track import chip
-    from swinexp.train import build_model, deterministic, pick_device
+    from swinexp.train import build_model, pick_device, settle
 
     device = pick_device(run.trainer)
-    deterministic(run.trainer, device)
+    settle(run.trainer, device)
     model = build_model(run, classes)
     costs = count(model, run.data.image_size)
     table = Table()

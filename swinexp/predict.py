@@ -70,7 +70,7 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
     from swinexp.augment import normalise
     from swinexp.data import load
     from swinexp.data.images import UNREADABLE, square
-    from swinexp.train import as_the_network_sees, autocast, build_model, deterministic, pick_device
+    from swinexp.train import as_the_network_sees, autocast, build_model, pick_device, settle
 
     folder = Path(request.run)
     run = reloaded(folder)
@@ -81,7 +81,7 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
         data = dataset.classes, dataset.mean, dataset.std
     classes, mean, std = data
     device = pick_device(run.trainer)
-    deterministic(run.trainer, device)
+    settle(run.trainer, device)
     model = build_model(run, len(classes))
     fill(model, kept, folder)
     model.to(device).eval()

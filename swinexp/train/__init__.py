@@ -4,7 +4,7 @@ Every random draw is decided by (seed, epoch or step) alone, so a run that was i
 same CPU, equal to the last bit to one that was not.
 """
 
-from swinexp.train.devices import autocast, derive, deterministic, pick_device
+from swinexp.train.devices import autocast, derive, pick_device, settle
 from swinexp.train.loop import augmented, compile_model, evaluate, predictions, summarise, train, train_epoch
 from swinexp.train.options import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
 from swinexp.train.processes import Left, followed
@@ -28,12 +28,12 @@ __all__ = [
     "build_state",
     "compile_model",
     "derive",
-    "deterministic",
     "evaluate",
     "followed",
     "pick_device",
     "predictions",
     "prepare",
+    "settle",
     "steps_per_epoch",
     "summarise",
     "train",

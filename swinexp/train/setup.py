@@ -13,7 +13,7 @@ from swinexp.data import Dataset, load
 from swinexp.mistake import check
 from swinexp.ranks import size
 from swinexp.swin import Swin, fit, freeze, read
-from swinexp.train.devices import compiles, derive, deterministic, pick_device
+from swinexp.train.devices import compiles, derive, pick_device, settle
 
 if TYPE_CHECKING:
     from swinexp.config import Run
@@ -47,7 +47,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         here = "the run is on the CPU, where it has no effect"
         check(run.trainer.precision != "tf32", "trainer.precision", "tf32", here, "trainer.precision=auto")
         check(not run.trainer.fit_memory, "trainer.fit_memory", True, here, "trainer.fit_memory=false")
-    deterministic(run.trainer, device)
+    settle(run.trainer, device)
     pretrained = None if resuming else run.model.pretrained
     weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
     kind = (run.data, run.test, run.trainer.limit_train, run.augmentation.normalise, device)
