@@ -293,17 +293,16 @@ def epoch():
     state.step = 0
     train_epoch(run, state, dataset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-epoch(), epoch()
-before = epoch()
-print(epoch() - before)
+counts = [epoch() for _ in range(8)]
+print(sorted(after - before for before, after in zip(counts, counts[1:]))[3])  # the median
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_a_step_on_the_cpu_asks_for_no_fresh_memory() -> None:
-    """Without `keep_memory` this one has some 45,000 page faults, of 4 KiB each."""
+    """Without `keep_memory` this one has some 20,000 to 30,000 page faults, of 4 KiB each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert int(done.stdout) < 10_000
+    assert int(done.stdout) < 8_000
