@@ -1,7 +1,7 @@
 """Images/s of augmentation: ours on whole batches, torchvision's on one Pillow image after the other, interleaved.
 
-    python benchmarks/augment.py                          one CPU thread, as one worker of a data loader has it
-    python benchmarks/augment.py --batch 512 --device cuda
+    python benchmarks/augment.py --device cpu             one CPU thread, as one worker of a data loader has it
+    python benchmarks/augment.py --batch 512              ours on the GPU where there is one
 
 Both do the same to 32×32 images: crop, flip and erase, and the chain of the reference script (TrivialAugment, flip,
 crop, erase; ours with CutMix, which the script does later). Measured as in benchmarks/model.py, from uint8 images in
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="for each variant of a table row")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

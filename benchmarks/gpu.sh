@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in under nine minutes: does it compute what the CPU does, how fast is it, and a slice of
+# the record run, which goes on when the same folder is given again.
+#
+#   benchmarks/gpu.sh FOLDER                        results as files in FOLDER
+#   CIFAR10_JPEG=IMAGES benchmarks/gpu.sh FOLDER    with CIFAR-10 as a folder of images in place of the download
+#
+# Each part has a time limit of its own and a log; one that fails or runs out of time does not end the others. BUDGET is
+# a factor on all limits: BUDGET=0.2 for a rehearsal, which on a machine without GPU shows that the commands are right.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+out=${1:?"usage: benchmarks/gpu.sh FOLDER"}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} WANDB_MODE=offline PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+data=()
+[ -n "${CIFAR10_JPEG:-}" ] && data=(data=image_folder "data.root=$CIFAR10_JPEG")
+
+part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it here; SIGINT at the limit, so that a run saves
+  local name=$1 seconds began=$SECONDS code
+  seconds=$("$python" -c "print(max(5, round($2 * ${BUDGET:-1})))")
+  shift 2
+  (cd "$out" && timeout --signal=INT --kill-after=15 "$seconds" "$@") > "$out/$name.log" 2>&1
+  code=$?
+  case $code in
+    0) verdict=done ;;
+    124 | 130 | 137) verdict="stopped at its limit of $seconds s" ;;
+    *) verdict="failed with exit code $code" ;;
+  esac
+  printf '%-12s %4d s  %s\n' "$name" $((SECONDS - began)) "$verdict" | tee -a "$out/parts.txt"
+}
+
+: > "$out/parts.txt"
+bench=$root/benchmarks
+part agree 90 "$python" "$bench/agree.py" --out agree.txt
+part model 110 "$python" "$bench/model.py" --batch 128 1024 --compile --seconds 2 --rounds 3 --json model.json
+part augment 25 "$python" "$bench/augment.py" --batch 512 2048 --seconds 1 --rounds 3
+part pipeline 100 "$python" "$bench/pipeline.py" --batch 128 1024 --images 20480 --rounds 3 --compile --json pipeline.json
+part speedrun 100 "$python" "$bench/speedrun.py" --seeds 2 --out speedrun.json "${data[@]}"
+part record 100 "$python" -m swinexp.run experiment=record name=record "${data[@]}"
+for log in agree model augment pipeline speedrun record; do
+  echo "== $log"
+  tail -n 12 "$out/$log.log"
+done > "$out/summary.txt"

@@ -1,0 +1,98 @@
+"""The benchmarks run, at their smallest, and say what they have to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def benchmark(name: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_scaling_has_the_slopes_of_what_is_known_exactly() -> None:
+    small = (
+        "--rounds",
+        "1",
+        "--batch",
+        "1",
+        "--images",
+        "16",
+        "32",
+        "64",
+        "--windows",
+        "2",
+        "4",
+        "--batches",
+        "1",
+        "2",
+    )
+    said = benchmark("scaling", *small, "--depths", "1", "2", "--json", "out.json", "model.dim=8")
+    tables = json.loads(Path("out.json").read_text())["tables"]
+    assert tables["image side"]["slopes"]["activations"] == pytest.approx(2, abs=0.01)
+    assert tables["batch"]["slopes"]["flops"] == 0
+    assert 0.9 < tables["depth"]["slopes"]["flops"] < 1
+    assert said.count("slope") == 4
+
+
+def test_a_cpu_agrees_with_itself_and_everything_is_looked_at() -> None:
+    said = benchmark("agree", "--out", "out.txt")
+    assert "✗" not in said
+    for name in (
+        "attention=mimetic",
+        "block=swinv2",
+        "patch=p2_conv",
+        "operation equalize",
+        "host and device placement",
+    ):
+        assert name in Path("out.txt").read_text()
+
+
+def test_a_speedrun_tells_mean_spread_and_seconds() -> None:
+    said = benchmark(
+        "speedrun", "--seeds", "2", "--experiment", "quickstart", "--aim", "0.01", "--out", "a.json", *SMALL
+    )
+    kept = json.loads(Path("a.json").read_text())
+    accuracies = [run["test/accuracy"] for run in kept["runs"]]
+    assert [run["seed"] for run in kept["runs"]] == [0, 1]
+    assert f"{100 * sum(accuracies) / 2:.2f} ±" in said
+    assert "n=2  aim 1.00 % reached" in said
+    (history,) = Path("outputs/sweeps").glob("*/1/metrics.jsonl")
+    epochs = [json.loads(line) for line in history.read_text().splitlines()]
+    assert kept["warm"] == sum(epoch["train/seconds"] for epoch in epochs)
+
+
+def test_a_sweep_is_faster_with_pruning_and_one_process() -> None:
+    said = benchmark("sweep", "--trials", "2", "--json", "out.json", *SMALL)
+    ways = json.loads(Path("out.json").read_text())["ways"]
+    assert {name: len(rounds) for name, rounds in ways.items()} == {"ours": 1, "a process each": 1, "basic sweeper": 1}
+    assert ways["a process each"][0]["seconds"] > ways["basic sweeper"][0]["seconds"]
+    assert "trials/h" in said
+
+
+def test_gpu_sh_runs_every_part_and_leaves_a_log_of_each(tmp_path: Path) -> None:
+    environment = {**os.environ, "BUDGET": "0.01", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "benchmarks" / "gpu.sh")
+    done = subprocess.run([script, "out"], env=environment, capture_output=True, text=True, check=True, timeout=300)
+    parts = ["agree", "model", "augment", "pipeline", "speedrun", "record"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == parts
+    assert all((tmp_path / "out" / f"{part}.log").exists() for part in parts)
