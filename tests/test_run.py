@@ -46,7 +46,7 @@ def test_help_lists_groups_and_examples(command: Command) -> None:
     assert done.returncode == 0
     for text in (
         "model: base, cifar, nano, small, swin_b, swin_s, swin_t, tiny",
-        "sweep: augmentation, grid, lr_wd",
+        "sweep: augmentation, grid, levers, lr_wd",
         "experiment=quickstart",
         "weight_decay",
     ):

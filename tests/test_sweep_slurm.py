@@ -205,6 +205,39 @@ def test_a_supervisor_is_killed_typed_again_and_interrupted(cluster: Cluster) ->
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_job_is_warned_of_its_time_limit_and_goes_on_in_the_next() -> None:
+    long = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "trainer.epochs=1000")
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=45")  # Slurm warns up to a minute early
+    sweep = Sweep("limited", *long, *ON_SLURM, *limit)
+    words = sweep.end(sweep.start())
+    (trial,) = sweep.trials
+    assert trial.state == TrialState.COMPLETE
+    assert "lost" not in trial.user_attrs
+    assert sweep.epochs(0) == 1000
+    assert (sweep.folder / "0" / "run.log").read_text().count("resuming after epoch") >= 1
+    assert words.count("submitted") == 1  # the job is the same one, queued again
+    assert "Caught signal SIGUSR2" in sweep.said()
+
+
+def test_a_trial_on_two_gpus_is_one_job(cluster: Cluster) -> None:
+    together = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "trainer.gpus=2", f"trainer.epochs={EPOCHS}")
+    plain = Sweep("plain2", *together)
+    plain.end(plain.start())
+    sweep = Sweep("together", *together, *ON_SLURM, "hydra.launcher.cpus_per_task=2")
+    process = sweep.start()
+    until(lambda: sweep.under_way(cluster), words=sweep.said)
+    (job,) = sweep.under_way(cluster)
+    cluster.call("scancel", "--signal=TERM", job)
+    words = sweep.end(process)
+    assert [trial.state for trial in sweep.trials] == [TrialState.COMPLETE] * 2
+    assert not any("lost" in trial.user_attrs for trial in sweep.trials)
+    assert figures(sweep.folder, 0) == figures(plain.folder, 0)
+    assert figures(sweep.folder, 1) == figures(plain.folder, 1)
+    assert "resuming after epoch" in (sweep.folder / "0" / "run.log").read_text()
+    assert words.count("submitted") == 1
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_plain_multirun_goes_through_hydras_own_launcher(command: Command) -> None:
     done = command("-m", *SMALL, "seed=0,1", "hydra/launcher=slurm", "wandb=disabled", "hydra.launcher.name=two")
     assert done.returncode == 0, done.stderr
