@@ -99,6 +99,14 @@ def test_what_a_variant_costs(overrides: list[str], parameters: int | None, flop
     assert flops in (None, cost.flops)
 
 
+@pytest.mark.parametrize("experiment", ["record", "speedrun"])
+def test_what_is_to_beat_the_reference_costs_no_more(experiment: str) -> None:
+    cost = count(build_model(typed(config(f"experiment={experiment}")), classes=10), 32)[""]
+    assert (cost.parameters, cost.flops) == (6_856_174, 239_810_304)
+    assert cost.parameters <= 7_048_612
+    assert cost.flops <= 242_759_424
+
+
 @pytest.mark.parametrize(("name", "parameters"), [("t", 28_288_354), ("s", 49_606_258), ("b", 87_768_224)])
 def test_the_sizes_of_the_paper(name: str, parameters: int) -> None:
     run = typed(config(f"model=swin_{name}", "window=w7", "patch=p4", "data.image_size=224"))

@@ -275,7 +275,7 @@ def arguments() -> str:
     return b"\n".join(found).decode(errors="replace")
 
 
-def test_a_sweep_outlives_a_restart_and_tells_nobody_the_password(server: Server, tmp_path: Path) -> None:
+def test_a_sweep_outlives_half_a_minute_without_its_server_and_tells_nobody_the_password(server: Server, tmp_path: Path) -> None:
     write_app(tmp_path)
     total = 40
     overrides = (
@@ -293,7 +293,7 @@ def test_a_sweep_outlives_a_restart_and_tells_nobody_the_password(server: Server
     assert "hydra.sweeper.storage=postgres" in arguments()
     assert PASSWORD not in arguments()
     server.stop()
-    time.sleep(4)
+    time.sleep(30)
     server.start()
     assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-2000:]
     trials = study().trials
