@@ -275,7 +275,9 @@ def arguments() -> str:
     return b"\n".join(found).decode(errors="replace")
 
 
-def test_a_sweep_outlives_half_a_minute_without_its_server_and_tells_nobody_the_password(server: Server, tmp_path: Path) -> None:
+def test_a_sweep_outlives_half_a_minute_without_its_server_and_tells_nobody_the_password(
+    server: Server, tmp_path: Path
+) -> None:
     write_app(tmp_path)
     total = 40
     overrides = (
