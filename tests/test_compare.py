@@ -341,7 +341,12 @@ def test_conditions_are_read_with_spaces_too() -> None:
             ["by=window.sise"],
             "by=window.sise: the runs have no such key; they differ in window.size. Type by=window.size",
         ),
-        (["by=size"], "by=size: the runs have no such key; they differ in window.size. Type by=patch.size"),
+        (["by=size"], "by=size: the runs have no such key; they differ in window.size. Type by=window.size"),
+        (
+            ["by=windw.size"],
+            "by=windw.size: the runs have no such key; they differ in window.size. Type by=window.size",
+        ),
+        (["by=pach.size"], "by=pach.size: the runs have no such key; they differ in window.size. Type by=patch.size"),
         (["metric=val/acuracy"], "metric=val/acuracy: the runs have no such key"),
         (["metric=state"], "metric=state: is no number. Type metric=val/accuracy"),
         (["where=optimizer.lr"], "where=optimizer.lr: a key, one of < <= > >= = !=, and a value. Type 'where="),

@@ -145,8 +145,8 @@ def check_key(option: str, key: str, runs: Sequence[Found]) -> None:
         return
     known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
     differing = varied(runs)
-    last = [each for each in known if each.rpartition(".")[2] == key.rpartition(".")[2]]
-    best = next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
+    last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
+    best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
     told = f"they differ in {', '.join(differing[:8])}" if differing else "they do not differ"
     raise Mistake(f"{option}={key}: the runs have no such key; {told}. Type {option}={best}")
 
