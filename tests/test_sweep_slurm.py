@@ -206,17 +206,23 @@ def test_a_supervisor_is_killed_typed_again_and_interrupted(cluster: Cluster) ->
 
 @pytest.mark.usefixtures("cluster")
 def test_a_job_is_warned_of_its_time_limit_and_goes_on_in_the_next() -> None:
-    long = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "trainer.epochs=200")
+    long = ("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1", "trainer.epochs=100000")
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")  # Slurm warns up to a minute early
     sweep = Sweep("limited", *long, *ON_SLURM, *limit)
-    words = sweep.end(sweep.start())
-    (trial,) = sweep.trials
-    assert trial.state == TrialState.COMPLETE
-    assert "lost" not in trial.user_attrs
-    assert sweep.epochs(0) == 200
-    assert (sweep.folder / "0" / "run.log").read_text().count("resuming after epoch") >= 1
+    process = sweep.start()
+    log = sweep.folder / "0" / "run.log"
+    until(lambda: log.exists() and "resuming after epoch" in log.read_text(), seconds=240, words=sweep.said)
+    before = sweep.epochs(0)
+    until(lambda: sweep.epochs(0) > before, words=sweep.said)
+    process.send_signal(signal.SIGINT)
+    words = sweep.end(process, 130)
     assert words.count("submitted") == 1  # the job is the same one, queued again
     assert "Caught signal SIGUSR2" in sweep.said()
+    (trial,) = sweep.trials
+    assert trial.state == TrialState.WAITING
+    assert "lost" not in trial.user_attrs
+    epochs = [json.loads(line)["epoch"] for line in (sweep.folder / "0" / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [*range(1, len(epochs) + 1)]
 
 
 def test_a_trial_on_two_gpus_is_one_job(cluster: Cluster) -> None:
