@@ -157,7 +157,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def until(holds: Callable[[], object], seconds: float = 60, words: Callable[[], str] = str) -> None:
+def until(holds: Callable[[], object], seconds: float = 240, words: Callable[[], str] = str) -> None:
     """Wait until something holds; `words` say why it may not."""
     end = time.monotonic() + seconds
     while not holds():

@@ -87,7 +87,7 @@ class Sweep:
         return STARTED[-1]
 
     def end(self, process: subprocess.Popen[str], code: int = 0) -> str:
-        words = process.communicate(timeout=540)[0]
+        words = process.communicate(timeout=900)[0]
         assert process.returncode == code, words + self.said()
         return words
 
@@ -211,7 +211,7 @@ def test_a_job_is_warned_of_its_time_limit_and_goes_on_in_the_next() -> None:
     sweep = Sweep("limited", *long, *ON_SLURM, *limit)
     process = sweep.start()
     log = sweep.folder / "0" / "run.log"
-    until(lambda: log.exists() and "resuming after epoch" in log.read_text(), seconds=240, words=sweep.said)
+    until(lambda: log.exists() and "resuming after epoch" in log.read_text(), words=sweep.said)
     before = sweep.epochs(0)
     until(lambda: sweep.epochs(0) > before, words=sweep.said)
     process.send_signal(signal.SIGINT)
