@@ -209,6 +209,21 @@ def test_by_pairs_what_else_differs() -> None:
     assert other.against.p < 0.05
 
 
+def test_a_group_in_by_stands_for_its_keys_so_that_seeds_pair() -> None:
+    for seed in range(3):
+        for attention, more in (("swin", 0.0), ("mimetic", 0.1)):
+            left(
+                f"{attention}{seed}",
+                f"seed={seed}",
+                f"attention={attention}",
+                accuracy=0.1 * seed + more + 0.001 * seed,
+            )
+    best, _ = compared(by="attention", base="attention=swin").groups
+    assert best.settings == {"attention": "mimetic"}
+    assert best.against is not None
+    assert best.against.pairs == 3
+
+
 def test_the_others_are_compared_with_the_base() -> None:
     for seed in range(3):
         for window, accuracy in (("w2", 0.5), ("w4", 0.6), ("w4_noshift", 0.7)):

@@ -99,7 +99,8 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
     for key in by or ():
         check_key("by", key, runs)
     keys = list(differing if by is None else by)
-    rest = [key for key in differing if key not in keys]
+    # A group stands for its keys: by=attention is about attention.init too.
+    rest = [key for key in differing if key not in keys and key.partition(".")[0] not in keys]
     members: dict[tuple[str, ...], list[Found]] = {}
     for run in judged:
         members.setdefault(tuple(as_typed(value(run, key)) for key in keys), []).append(run)
