@@ -39,7 +39,7 @@ part augment 25 "$python" "$bench/augment.py" --batch 512 2048 --seconds 1 --rou
 part pipeline 100 "$python" "$bench/pipeline.py" --batch 128 1024 --images 20480 --rounds 3 --compile --json pipeline.json
 part speedrun 100 "$python" "$bench/speedrun.py" --seeds 2 --out speedrun.json "${data[@]}"
 part record 100 "$python" -m swinexp.run experiment=record name=record "${data[@]}"
-for log in agree model augment pipeline speedrun record; do
-  echo "== $log"
-  tail -n 12 "$out/$log.log"
-done > "$out/summary.txt"
+while read -r name _; do
+  echo "== $name"
+  tail -n 12 "$out/$name.log"
+done < "$out/parts.txt" > "$out/summary.txt"

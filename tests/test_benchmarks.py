@@ -24,11 +24,6 @@ def benchmark(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def test_scaling_has_the_slopes_of_what_is_known_exactly() -> None:
     small = (
         "--rounds",

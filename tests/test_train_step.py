@@ -282,7 +282,7 @@ def test_the_steps_of_a_seed_are_its_own() -> None:
 
 
 FAULTS = """
-import resource, sys
+import resource
 from tests.conftest import small_run
 from swinexp.train import build_state, prepare, train_epoch
 large = ("model.dim=64", "model.heads=[2,4]", "data.image_size=32", "patch=p2", "trainer.batch_size=200")

@@ -168,7 +168,7 @@ class Swin(nn.Module):
         self.norm = build_norm(block.norm, dim, model.norm_eps)
         self.head = Linear(dim, classes)
         self.apply(_initialise)
-        if attention.init == "mimetic":
+        if attention.init == "mimetic":  # after all others, which so begin as they do without it
             for module in self.modules():
                 if isinstance(module, WindowAttention):
                     module.begin_mimetic()
