@@ -22,7 +22,6 @@ from swinexp.train import build_state, derive, prepare, train, train_epoch
 from swinexp.train.loop import clip, done, train_step
 from tests.conftest import STRONG, Record, small_run, timeless, trained
 
-ROOT = Path(__file__).parents[1]
 STEPS = 4  # of an epoch: 200 images, batches of 50
 
 
@@ -302,7 +301,5 @@ print(sorted(after - before for before, after in zip(counts, counts[1:]))[3])  #
 def test_a_step_on_the_cpu_asks_for_no_fresh_memory() -> None:
     """Without `keep_memory` this one has some 20,000 to 30,000 page faults, of 4 KiB each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 8_000
