@@ -24,6 +24,7 @@ from tests.wandb_server import Server
 
 AD_HOC = ("hydra/sweeper=swinexp_optuna", "experiment=quickstart")
 REFUSED = {
+    "levers": "hydra/sweeper/sampler=ablation: W&B's sweeps have no single changes. Type hydra/sweeper/sampler=grid",
     "optimizers": "hydra.sweeper.conditional=[optimizer]: W&B's sweeps have no parameters that depend on others. "
     "Type hydra.sweeper.conditional=[], and what is to be varied in any case",
     "pareto": "objective=[val/accuracy,flops]: W&B's sweeps have one objective. Type objective=val/accuracy",
