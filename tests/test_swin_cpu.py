@@ -66,6 +66,34 @@ def test_without_onednn_the_layer_is_torchs(lacking: bool, monkeypatch: pytest.M
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
+def test_an_image_that_drops_a_branch_is_left_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = network(model={"drop_path": 0.6, "depths": [2, 2], "heads": [3, 6]}).double().train()
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    factors = model.draw_drop_path(5, torch.Generator().manual_seed(2))
+    assert factors is not None
+    factors[2, 0] = 0  # a branch that all leave out
+    kept = factors.ne(0).sum(2).flatten().tolist()
+    seen: list[int] = []
+    for block in (block for stage in model.stages() for block in stage.blocks):
+        for layer in (block.norm1, block.norm2):
+            layer.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[union-attr]
+    results = []
+    for by_hand in (True, False):
+        if not by_hand:
+            monkeypatch.setattr("swinexp.swin.layers.by_hand", lambda _: False)
+        model.zero_grad()
+        out = model(images, factors)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in model.parameters())])
+    assert seen == [count or 5 for count in kept] + [5] * 8
+    assert len(set(seen[:8])) > 2
+    for mine, plain in zip(*results, strict=True):
+        assert mine is not None
+        assert plain is not None
+        torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("similarity", ["dot", "local"])
 def test_a_stage_in_parts_is_the_whole(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(attention={"similarity": similarity}).double().eval()

@@ -110,6 +110,28 @@ class _Attention(torch.autograd.Function):
         return qkv, to_bias, None
 
 
+def add_to(x: Tensor, images: Tensor, branch: Tensor, factor: float) -> Tensor:
+    """`factor` times a branch that only some images have, added to those.
+
+    (B, P, C), (K,) of type int64, (K, P, C) -> (B, P, C)
+    """
+    return _AddTo.apply(x, images, branch, factor)
+
+
+class _AddTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, images: Tensor, branch: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(images)
+        ctx.factor = factor
+        return x.clone().index_add_(0, images, branch, alpha=factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (images,) = ctx.saved_tensors
+        return gradients[0], None, gradients[0].index_select(0, images).mul_(ctx.factor), None
+
+
 def _apart(x: Tensor) -> Tensor:
     """(B·G, T, N, D) -> (B·G·N, T, D)"""
     return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from swinexp.swin.cpu import Linear
+from swinexp.swin.cpu import Linear, add_to, by_hand
 from swinexp.swin.windows import gather, inverse
 
 
@@ -27,13 +29,21 @@ class DropPath(nn.Module):
         factors = torch.empty(images, 1, 1, device=device).bernoulli_(1 - self.rate, generator=generator)
         return factors.div_(1 - self.rate)
 
-    def forward(self, x: Tensor, branch: Tensor, factors: Tensor | None = None) -> Tensor:
-        """(B, P, C), (B, P, C), and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)"""
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], factors: Tensor | None = None) -> Tensor:
+        """(B, P, C), what makes the branch of it, and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)
+
+        `branch` works on each image by itself: on a CPU it gets only those that have it.
+        """
         if not self.training or self.rate == 0:
-            return x + branch
+            return x + branch(x)
         if factors is None:
             factors = self.draw(len(x), x.device)
-        return torch.addcmul(x, branch, factors.to(branch.dtype))
+        if by_hand(x):
+            images = factors.flatten().nonzero().flatten()
+            if 0 < len(images) < len(x):
+                return add_to(x, images, branch(x.index_select(0, images)), factors[images[0]].item())
+        out = branch(x)
+        return torch.addcmul(x, out, factors.to(out.dtype))
 
 
 class LayerScale(nn.Module):

@@ -78,11 +78,20 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C) -> (B, P, C); `factors` (2, B, 1, 1) are of drop path, for each branch"""
         first, second = (None, None) if factors is None else factors.unbind(0)
-        if self.normed_first:
-            x = self.drop_path(x, self.ls1(self.attention(self.norm1(x))), first)
-            return self.drop_path(x, self.ls2(self.mlp(self.norm2(x))), second)
-        x = self.drop_path(x, self.ls1(self.norm1(self.attention(x))), first)
-        return self.drop_path(x, self.ls2(self.norm2(self.mlp(x))), second)
+        x = self.drop_path(x, self.attended, first)
+        return self.drop_path(x, self.transformed, second)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C), the first branch"""
+        x = self.attention(self.norm1(x)) if self.normed_first else self.norm1(self.attention(x))
+        out: Tensor = self.ls1(x)
+        return out
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C), the second branch"""
+        x = self.mlp(self.norm2(x)) if self.normed_first else self.norm2(self.mlp(x))
+        out: Tensor = self.ls2(x)
+        return out
 
 
 class Stage(nn.Module):
