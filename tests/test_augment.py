@@ -129,13 +129,34 @@ def test_mixup_mixes_pixels_and_labels_alike(each: bool, generator: Generator) -
     assert len(shares.unique()) > count / 2 if each else len(shares[shares < 1].unique()) == 1
 
 
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("mix", ["mixup", "cutmix", "switch"])
+def test_several_batches_at_once_are_mixed_each_by_itself(mix: str, each: bool, generator: Generator) -> None:
+    count, batch = 600, 6
+    _, weights = augment(
+        replace(NONE, mix=mix, mix_prob=0.5, mix_each=each), of_one_colour(count).to(torch.uint8), torch.arange(count),
+        count, torch.zeros(3), torch.ones(3), generator, None, batch,
+    )  # fmt: skip
+    own = torch.block_diag(*[torch.ones(batch, batch)] * (count // batch)).bool()
+    assert weights[~own].eq(0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(count))
+    clean = weights.diagonal().view(-1, batch).eq(1).all(dim=1)  # batches that nothing was done to
+    assert 0.3 < clean.float().mean() < 0.7
+    shares = [set(row[row < 1].tolist()) for row in weights.diagonal().view(-1, batch)]
+    if each:
+        assert max(map(len, shares)) > 1
+    else:
+        assert all(len(share) <= 1 for share in shares)
+        assert len(set().union(*shares)) > 10  # and another one in every batch
+
+
 def test_shares_follow_the_beta_distribution(generator: Generator) -> None:
     for alpha in (0.2, 1.0, 3.0):
-        draws = beta(alpha, 20_000, True, torch.device("cpu"), generator)
+        draws = beta(alpha, 20_000, 1, torch.device("cpu"), generator)
         assert draws.mean().item() == pytest.approx(0.5, abs=0.01)
         assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
-        assert len(beta(alpha, 100, False, torch.device("cpu"), generator).unique()) == 1
-    assert beta(1e-6, 1000, True, torch.device("cpu"), generator).isfinite().all()
+        assert len(beta(alpha, 100, 100, torch.device("cpu"), generator).unique()) == 1
+    assert beta(1e-6, 1000, 1, torch.device("cpu"), generator).isfinite().all()
 
 
 def augmented(images: Tensor, generator: Generator, mirrored: Tensor | None = None, **changes: Any) -> Tensor:

@@ -80,8 +80,11 @@ def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list
     mirrored: list[Any] = []
 
     def record(config: object, images: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        seen.append([image.numpy().tobytes() for image in images])
-        mirrored.append(rest[-1])
+        *_, flips, size = rest
+        assert isinstance(size, int)
+        for batch in images.split(size):
+            seen.append([image.numpy().tobytes() for image in batch])
+        mirrored.extend([] if flips is None else flips.split(size))  # type: ignore[attr-defined]
         return module_augment(config, images, *rest)  # type: ignore[arg-type]
 
     module_augment = module.augment

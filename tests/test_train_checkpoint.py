@@ -52,6 +52,20 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, ov
     assert_same(unbroken, trained(tmp_path / "broken/last.pt", *overrides))
 
 
+@pytest.mark.parametrize("together", [1, 3, STEPS])
+def test_it_does_wherever_batches_that_are_augmented_together_begin(
+    tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swinexp.train.loop import AT_ONCE
+
+    monkeypatch.setitem(AT_ONCE, "cpu", together * 50 * 3 * 16 * 16)
+    unbroken = trained(tmp_path / "unbroken/last.pt", *STRONG)
+    for stop_at in (1, 2, 3, STEPS + 1):
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "broken/last.pt", *STRONG, stop_at=stop_at)
+    assert_same(unbroken, trained(tmp_path / "broken/last.pt", *STRONG))
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

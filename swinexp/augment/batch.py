@@ -107,11 +107,12 @@ def augment(
     std: Tensor,
     generator: Generator,
     mirrored: Tensor | None = None,
+    batch: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """uint8 images (B, 3, H, W) and labels (B,) -> normalised float images, label weights (B, K) that sum to 1.
 
     `mean` and `std` are (3,); `generator` is on the images' device and decides every draw; `mirrored` (B,) says
-    which images `flip_in_turn` mirrors.
+    which images `flip_in_turn` mirrors. They may be several batches of `batch` images, which are not mixed with others.
     """
     if config.resized_crop is not None:
         images = random_resized_crop(images, config.resized_crop, generator)
@@ -136,20 +137,25 @@ def augment(
         pixels = cutout(pixels, config.cutout, generator)
     weights = (labels[:, None] == torch.arange(classes, device=labels.device)).to(pixels.dtype)
     if config.mix is not None:
-        pixels, weights = _mixed(config, pixels, weights, generator)
+        pixels, weights = _mixed(config, pixels, weights, batch or len(images), generator)
     return pixels, weights
 
 
-def _mixed(config: Augmentation, pixels: Tensor, weights: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """The batch mixed, or as it is: by what share, so that the device is not asked which."""
-    draw = torch.rand(2, generator=generator, device=pixels.device)
-    happens = draw[0] < config.mix_prob
-    by_mixup = draw[1] < {"mixup": 1, "switch": 0.5, "cutmix": 0}[config.mix or ""]
+def _mixed(
+    config: Augmentation, pixels: Tensor, weights: Tensor, batch: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """The batches mixed, or as they are: by what share, so that the device is not asked which."""
+    draw = torch.rand(2, len(pixels) // batch, generator=generator, device=pixels.device)
+    happens, kind = draw.repeat_interleave(batch, dim=1)
+    happens = happens < config.mix_prob
+    by_mixup = kind < {"mixup": 1, "switch": 0.5, "cutmix": 0}[config.mix or ""]
     each = config.mix_each
     if config.mix != "cutmix":
-        pixels, weights = mixup(pixels, weights, config.mixup_alpha, each, generator, happens & by_mixup, reuse=True)
+        now = happens & by_mixup
+        pixels, weights = mixup(pixels, weights, config.mixup_alpha, each, generator, now, reuse=True, batch=batch)
     if config.mix != "mixup":
-        pixels, weights = cutmix(pixels, weights, config.cutmix_alpha, each, generator, happens & ~by_mixup, reuse=True)
+        now = happens & ~by_mixup
+        pixels, weights = cutmix(pixels, weights, config.cutmix_alpha, each, generator, now, reuse=True, batch=batch)
     return pixels, weights
 
 
