@@ -114,7 +114,7 @@ def throughput(run: Run, model: Swin, classes: int, device: torch.device, second
     def rate(step: Callable[[], object]) -> float:
         step()
         calls, began = 0, time.perf_counter()
-        while calls < 2 or time.perf_counter() - began < seconds:
+        while not calls or time.perf_counter() - began < seconds:
             step()  # waits for the device at its end
             calls += 1
         return batch * calls / (time.perf_counter() - began)
@@ -189,7 +189,8 @@ def describe(run: Run, classes: int) -> None:
     console.print(group_table(run, model))
     console.print(f"optimizer.lr of {run.optimizer.name} over the run, schedule {run.schedule.name}", highlight=False)
     console.print("\n".join(lr_curve(run, min(64, console.width - 12))), highlight=False)
-    rates = throughput(run, model.to(device), classes, device)
+    with console.status(f"measuring images/s at batch {run.trainer.batch_size} on {chip(device)}"):
+        rates = throughput(run, model.to(device), classes, device)
     line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     console.print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}", highlight=False)
 

@@ -152,6 +152,14 @@ def test_what_differs_is_told_by_the_options_of_groups_that_decide_it() -> None:
     assert [option(run, "optimizer") for run in runs] == ["adamw", "sgd", "sgd"]
 
 
+def test_one_key_of_words_is_told_by_its_options_where_each_value_has_one() -> None:
+    left("a", "patch=p2")
+    left("b", "patch=p2_conv")
+    assert varied(find([RUNS])) == ["patch"]
+    left("c", "patch=p2", "patch.embedding=conv")
+    assert varied(find([RUNS])) == ["patch"]
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [

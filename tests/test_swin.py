@@ -166,12 +166,12 @@ def test_grids_that_windows_do_not_divide_are_padded() -> None:
 def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop = DropPath(0.25)
-    x = torch.full((20_000, 1, 2), 5.0)
-    kept = drop(x, torch.ones_like) - x
+    x, branch = torch.full((20_000, 1, 2), 5.0), torch.ones(20_000, 1, 2)
+    kept = drop(x, branch) - x
     assert torch.equal(kept[..., 0], kept[..., 1])
     assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
-    assert torch.equal(drop.eval()(x, torch.ones_like), x + 1)
+    assert torch.equal(drop.eval()(x, branch), x + branch)
 
 
 def test_drop_path_grows_linearly_over_the_blocks() -> None:

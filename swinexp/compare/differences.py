@@ -62,7 +62,11 @@ def varied(runs: Sequence[Found]) -> list[str]:
     for group in dict.fromkeys(key.partition(".")[0] for key in keys):
         own = [key for key in keys if key.partition(".")[0] == group]
         decided = [key for key in own if _is_group(group) and _decides(group, key, runs)] if len(own) > 1 else []
-        found += [group] if len(decided) > 1 else decided
+        if len(own) == 1 and _names(group, own[0], runs):
+            decided = own
+            found.append(group)
+        else:
+            found += [group] if len(decided) > 1 else decided
         found += [key for key in own if key not in decided]
     return found
 
@@ -72,6 +76,16 @@ def _decides(group: str, key: str, runs: Sequence[Found]) -> bool:
     seen: dict[str, str] = {}
     pairs = ((option(run, group), as_typed(run.config.get(key))) for run in runs)
     return all(seen.setdefault(name, value) == value for name, value in pairs)
+
+
+def _names(group: str, key: str, runs: Sequence[Found]) -> bool:
+    """Whether each value of a key, none of them a number, is what an option of its own is there for."""
+    values = {as_typed(run.config.get(key)): option(run, group) for run in runs} if _is_group(group) else {}
+    return (
+        len(set(values.values())) == len(values) > 1
+        and not any(is_number(run.config.get(key)) for run in runs)
+        and _decides(group, key, runs)
+    )
 
 
 def option(run: Found, group: str) -> str:

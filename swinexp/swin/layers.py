@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from swinexp.swin.cpu import Linear, add_to, by_hand
 from swinexp.swin.windows import gather, inverse
@@ -24,26 +24,29 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def draw(self, images: int, device: torch.device, generator: Generator | None = None) -> Tensor:
+    def draw(self, images: int, device: torch.device) -> Tensor:
         """(images, 1, 1): the factor on the branch of each image, 0 for those that go without it"""
-        factors = torch.empty(images, 1, 1, device=device).bernoulli_(1 - self.rate, generator=generator)
+        factors = torch.empty(images, 1, 1, device=device).bernoulli_(1 - self.rate)
         return factors.div_(1 - self.rate)
 
-    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], factors: Tensor | None = None) -> Tensor:
-        """(B, P, C), what makes the branch of it, and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)
-
-        `branch` works on each image by itself: on a CPU it gets only those that have it.
-        """
+    def forward(self, x: Tensor, branch: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, P, C), (B, P, C), and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)"""
         if not self.training or self.rate == 0:
-            return x + branch(x)
+            return x + branch
         if factors is None:
             factors = self.draw(len(x), x.device)
-        if by_hand(x):
+        return torch.addcmul(x, branch, factors.to(branch.dtype))
+
+    def around(self, x: Tensor, branch: Callable[[Tensor], Tensor], factors: Tensor | None = None) -> Tensor:
+        """`forward` with what makes the branch, image by image: on a CPU, of those only that it is added to."""
+        if self.training and self.rate and by_hand(x):
+            if factors is None:
+                factors = self.draw(len(x), x.device)
             images = factors.flatten().nonzero().flatten()
             if 0 < len(images) < len(x):
                 return add_to(x, images, branch(x.index_select(0, images)), factors[images[0]].item())
-        out = branch(x)
-        return torch.addcmul(x, out, factors.to(out.dtype))
+        out: Tensor = self(x, branch(x), factors)
+        return out
 
 
 class LayerScale(nn.Module):

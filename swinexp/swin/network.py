@@ -78,8 +78,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C) -> (B, P, C); `factors` (2, B, 1, 1) are of drop path, for each branch"""
         first, second = (None, None) if factors is None else factors.unbind(0)
-        x = self.drop_path(x, self.attended, first)
-        return self.drop_path(x, self.transformed, second)
+        x = self.drop_path.around(x, self.attended, first)
+        return self.drop_path.around(x, self.transformed, second)
 
     def attended(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C), the first branch"""
@@ -133,6 +133,8 @@ class Swin(nn.Module):
     Raises `ValueError` for images that patches do not divide.
     """
 
+    keeps: Tensor  # (blocks, 1, 1, 1, 1): the share of images that a block's branches are added to
+
     def __init__(
         self,
         model: Model,
@@ -156,7 +158,10 @@ class Swin(nn.Module):
             grids.append((math.ceil(grids[-1][0] / 2), math.ceil(grids[-1][1] / 2)))
         windows = [min(window.size, *grid) for grid in grids]
         orders = [stage_order(*grid, size) for grid, size in zip(grids, windows, strict=True)]
-        rates = iter(torch.linspace(0, model.drop_path, sum(model.depths)).tolist())
+        rates = torch.linspace(0, model.drop_path, sum(model.depths))
+        self.drops = bool(rates.any())
+        self.register_buffer("keeps", (1 - rates).view(-1, 1, 1, 1, 1), persistent=False)
+        drop_path = iter(rates.tolist())
         self.patch_embed = PatchEmbedding(patch, model.dim, orders[0], block.norm, model.norm_eps)
         positions = torch.empty(1, len(orders[0]), model.dim)  # row by row, as in the paper's code
         self.absolute_pos_embed = nn.Parameter(positions) if patch.absolute_position else None
@@ -166,7 +171,7 @@ class Swin(nn.Module):
             half = [size // 2 if window.shift and size < side else 0 for side in grid]
             shifts = [(half[0], half[1]) if j % 2 else (0, 0) for j in range(depth)]
             blocks = [
-                SwinBlock(dim, heads, grid, size, shift, next(rates), model, attention, block) for shift in shifts
+                SwinBlock(dim, heads, grid, size, shift, next(drop_path), model, attention, block) for shift in shifts
             ]
             merging = None
             if i + 1 < len(grids):
@@ -203,11 +208,11 @@ class Swin(nn.Module):
 
         Nothing when no block drops anything. `generator` is on the device of the network.
         """
-        drops = [block.drop_path for stage in self.stages() for block in stage.blocks if isinstance(block, SwinBlock)]
-        if not any(drop.rate for drop in drops):
+        if not self.drops:
             return None
-        device = self.head.weight.device
-        return torch.stack([drop.draw(2 * images, device, generator).unflatten(0, (2, images)) for drop in drops])
+        shape, like = (len(self.keeps), 2, images, 1, 1), self.keeps
+        drawn = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return (drawn < like).to(like.dtype).div_(like)
 
     def forward(self, images: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) -> logits (B, classes); `factors` (blocks, 2, B, 1, 1) are of `draw_drop_path`"""
