@@ -1,11 +1,12 @@
-"""Images/s of augmentation: ours on whole batches, torchvision's on one Pillow image after the other, interleaved.
+"""Images/s of augmentation: ours on batches, torchvision's on one Pillow image after the other, interleaved.
 
     python benchmarks/augment.py --device cpu             one CPU thread, as one worker of a data loader has it
     python benchmarks/augment.py --batch 512              ours on the GPU where there is one
 
 Both do the same to 32×32 images: crop, flip and erase, and the chain of the reference script (TrivialAugment, flip,
 crop, erase; ours with CutMix, which the script does later). Measured as in benchmarks/model.py, from uint8 images in
-memory to a batch of floats. The last column is the time in which ours augments 50,000 images.
+memory to batches of floats, of which ours makes several at a time, as in training. The last column is the time in which
+ours augments 50,000 images.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torchvision import transforms
 from swinexp.augment import augment
 from swinexp.config import typed
 from swinexp.run import compose
+from swinexp.train.loop import AT_ONCE
 
 CHAINS = {
     "crop, flip, erase": ["augmentation=basic", "augmentation.erase=0.1"],
@@ -43,14 +45,14 @@ THEIRS = {
 }
 
 
-def ours(overrides: list[str], images: Tensor, device: torch.device) -> Callable[[], None]:
+def ours(overrides: list[str], images: Tensor, batch: int, device: torch.device) -> Callable[[], None]:
     config = typed(compose([*overrides, "data.mirror=true"])).augmentation
     images, labels = images.to(device), torch.zeros(len(images), dtype=torch.long, device=device)
     mean = std = torch.full((3,), 0.5, device=device)
     generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
-        augment(config, images, labels, 10, mean, std, generator)
+        augment(config, images, labels, 10, mean, std, generator, None, batch)
 
     return step
 
@@ -78,11 +80,12 @@ def main() -> None:
     print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
     print(f"{'':32}{'ours':>12}{'torchvision':>14}   ours is faster by   50,000 images")
     for batch in options.batch:
-        smooth = torch.rand(batch, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        count = batch * max(1, AT_ONCE[device.type] // (batch * 3 * 32 * 32))  # as in training, several at a time
+        smooth = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
         for name, overrides in CHAINS.items():
-            variants = {"ours": ours(overrides, images, device), "torchvision": theirs(THEIRS[name], images)}
-            row = measure(variants, batch, options.seconds, options.rounds, device)
+            variants = {"ours": ours(overrides, images, batch, device), "torchvision": theirs(THEIRS[name], images)}
+            row = measure(variants, count, options.seconds, options.rounds, device)
             speed, peer = (row[each]["images_per_second"] for each in variants)
             print(
                 f"{f'{name}, batch {batch}':32}{speed:12,.0f}{peer:14,.0f}   "

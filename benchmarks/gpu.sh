@@ -35,7 +35,7 @@ part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it he
 bench=$root/benchmarks
 part agree 90 "$python" "$bench/agree.py" --out agree.txt
 part model 110 "$python" "$bench/model.py" --batch 128 1024 --compile --seconds 2 --rounds 3 --json model.json
-part augment 25 "$python" "$bench/augment.py" --batch 512 2048 --seconds 1 --rounds 3
+part augment 40 "$python" "$bench/augment.py" --batch 128 --seconds 1 --rounds 3
 part pipeline 100 "$python" "$bench/pipeline.py" --batch 128 1024 --images 20480 --rounds 3 --compile --json pipeline.json
 part speedrun 100 "$python" "$bench/speedrun.py" --seeds 2 --out speedrun.json "${data[@]}"
 part record 100 "$python" -m swinexp.run experiment=record name=record "${data[@]}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1024}  # 128 fits a CPU's cache: 1.3 times as fast as 512
-AT_ONCE = {"cpu": 2**20, "cuda": 2**24}  # values of images to augment together: a cache, and what fills a GPU
+AT_ONCE = {"cpu": 5 * 2**18, "cuda": 2**24}  # values of images to augment together: a cache, and what fills a GPU
 SPEEDS = ("train/images_per_second", "val/images_per_second")
 
 Watch = Callable[[int, Metrics], object]
