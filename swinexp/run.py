@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.swinexp_sweeper import SwinexpOptuna
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
@@ -192,6 +194,8 @@ def reported(arguments: list[str]) -> Iterator[None]:
 
 def cli() -> None:
     """`main` for the command line."""
+    # Hydra scans folders, and so does not find it in an editable install beside an installed plugin.
+    Plugins.instance().register(SwinexpOptuna)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:  # the first process speaks for all
         sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]

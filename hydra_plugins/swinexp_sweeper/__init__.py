@@ -21,4 +21,6 @@ class SwinexpOptuna(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from swinexp.sweep.sweeper import sweep
 
+        assert self.config is not None
+        assert self.hydra_context is not None
         sweep(self.options, self.config, self.hydra_context, self.task_function, arguments)
