@@ -25,7 +25,7 @@ from torchvision import transforms
 from swinexp.augment import augment
 from swinexp.config import typed
 from swinexp.run import compose
-from swinexp.train.loop import AT_ONCE
+from swinexp.train.loop import batches_at_once
 
 CHAINS = {
     "crop, flip, erase": ["augmentation=basic", "augmentation.erase=0.1"],
@@ -80,7 +80,7 @@ def main() -> None:
     print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
     print(f"{'':32}{'ours':>12}{'torchvision':>14}   ours is faster by   50,000 images")
     for batch in options.batch:
-        count = batch * max(1, AT_ONCE[device.type] // (batch * 3 * 32 * 32))  # as in training, several at a time
+        count = batch * batches_at_once(batch, 3 * 32 * 32, device)  # as in training
         smooth = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
         for name, overrides in CHAINS.items():

@@ -61,12 +61,11 @@ def varied(runs: Sequence[Found]) -> list[str]:
     found: list[str] = []
     for group in dict.fromkeys(key.partition(".")[0] for key in keys):
         own = [key for key in keys if key.partition(".")[0] == group]
-        decided = [key for key in own if _is_group(group) and _decides(group, key, runs)] if len(own) > 1 else []
-        if len(own) == 1 and _names(group, own[0], runs):
-            decided = own
-            found.append(group)
+        if len(own) == 1:
+            decided = own if _names(group, own[0], runs) else []
         else:
-            found += [group] if len(decided) > 1 else decided
+            decided = [key for key in own if _is_group(group) and _decides(group, key, runs)]
+        found += [group] if len(decided) > 1 or len(decided) == len(own) else decided
         found += [key for key in own if key not in decided]
     return found
 

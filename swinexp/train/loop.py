@@ -128,6 +128,11 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = No
     return number
 
 
+def batches_at_once(batch_size: int, values: int, device: torch.device) -> int:
+    """How many batches of images with so many values each are augmented together."""
+    return max(1, AT_ONCE[device.type] // (batch_size * values))
+
+
 def batches(run: Run, state: State, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches from where `state` is to the end of its epoch, as the network is trained on them; see `augmented`.
 
@@ -143,7 +148,7 @@ def batches(run: Run, state: State, dataset: Dataset) -> Iterator[tuple[Tensor, 
     views = steps * batch_size  # of the epoch; the last image may have fewer
     order = order[: math.ceil(views / repeats)].repeat_interleave(repeats)[:views]
     start = state.step - epoch * steps
-    together = min(steps, max(1, AT_ONCE[device.type] // (batch_size * train_set.images[0].numel())))
+    together = min(steps, batches_at_once(batch_size, train_set.images[0].numel(), device))
     firsts = range(start - start % together, steps, together)
     parts = [slice(first * batch_size, (first + together) * batch_size) for first in firsts]
     mirrored: Sequence[Tensor | None] = [None] * len(parts)
