@@ -23,12 +23,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from swinexp.config import typed
 from swinexp.optim import AdamW, build_optimizer
 from swinexp.run import compose
 from swinexp.train import build_model
+from swinexp.train.graph import Captured
 
 DIM, DEPTHS, HEADS = 96, [2, 6, 4], [3, 6, 12]
 NORM_EPS = 1e-6
@@ -54,10 +55,17 @@ def torchvision() -> nn.Module:
 
 
 def train_step(
-    model: nn.Module, forward: nn.Module, batch: int, device: torch.device, own: bool, size: int = 32
+    model: nn.Module,
+    forward: nn.Module,
+    batch: int,
+    device: torch.device,
+    own: bool,
+    size: int = 32,
+    captured: bool = False,
 ) -> Callable[[], None]:
     images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(10, (batch,), device=device)
+    model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = (
         build_optimizer(AdamW("adamw", 1e-3, 0.05, "matrices", 1.0, (0.9, 0.99), 1e-8), model)
@@ -65,13 +73,19 @@ def train_step(
         else torch.optim.AdamW(weights, 1e-3, (0.9, 0.99), weight_decay=0.05)
     )
 
-    def step() -> None:
-        model.train()
+    def gradients(images: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = forward(images)
         optimizer.zero_grad()
-        F.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+        loss.backward()
+        return loss.detach(), nn.utils.clip_grad_norm_(weights, 1.0)
+
+    ready = Captured(gradients, weights, images, labels, None) if captured else gradients
+
+    def step() -> None:
+        model.train()
+        ready(images, labels, None)
         optimizer.step()
 
     return step

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinexp.swin import gpu
 from swinexp.swin.cpu import Linear, attend, by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
@@ -37,6 +38,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention = attention
+        self.has_kernel = attention.similarity == "dot" and attention.position_bias != "none"
         channels = dim // heads
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
@@ -114,13 +116,22 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
-        if by_hand(x) and self.attention.similarity == "dot" and self.attention.position_bias != "none":
+        if self.has_kernel and by_hand(x):
             bias = self.score_bias(mask)
             assert bias is not None
             return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))
+
+    def in_place(self, x: Tensor, order: Tensor | None, mask: Tensor | None) -> Tensor:
+        """`forward` on a GPU, where tokens need not be moved into windows: (B, P, C) -> (B, P, C)
+
+        `order` (P,) says where each window's tokens are, unless they follow one another.
+        """
+        bias = self.score_bias(mask)
+        assert bias is not None
+        return self.proj(gpu.attend(self.qkv(x), bias, order, self.heads))
 
 
 def _near_identity(size: int, noise: float, identity: float) -> Tensor:

@@ -48,6 +48,8 @@ class PatchEmbedding(nn.Module):
             pixels = F.pixel_unshuffle(shifted_copies(images, self.patch // 2), self.patch)
             x = self.proj(self.norm(pixels.flatten(2).transpose(1, 2)))
         else:
+            if images.is_cuda:  # so that a convolution's output is tokens as they lie
+                images = images.contiguous(memory_format=torch.channels_last)
             x = self.norm(self.proj(images).flatten(2).transpose(1, 2))
         return gather(x, self.order, self.back)
 

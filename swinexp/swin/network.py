@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from swinexp.swin.attention import WindowAttention
 from swinexp.swin.cpu import PART, Linear, by_hand
 from swinexp.swin.embedding import PatchEmbedding, PatchMerging
+from swinexp.swin.gpu import attends, residual
 from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_scale
 from swinexp.swin.options import Attention, Block, Model, Patch, Window
 from swinexp.swin.windows import diagonal_mask, gather, inverse, placed, shift_mask, stage_order, take, window_order
@@ -65,6 +66,8 @@ class SwinBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C): into this block's windows, attend, and back."""
+        if self.attn.has_kernel and attends(x, self.attn.heads, self.window**2, self.order):
+            return self.attn.in_place(x, self.order, self.mask)
         x = self.attn(self.windows(x), self.mask).flatten(1, 2)
         if self.order is not None and self.back is not None:
             x = gather(x, self.back, self.order)
@@ -216,7 +219,7 @@ class Swin(nn.Module):
 
     def forward(self, images: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) -> logits (B, classes); `factors` (blocks, 2, B, 1, 1) are of `draw_drop_path`"""
-        x = self.tokens(images)
+        x = residual(self.tokens(images))
         done = 0
         for stage in self.stages():
             depth = len(stage.blocks)

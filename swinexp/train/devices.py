@@ -48,6 +48,8 @@ def pick_device(trainer: Trainer) -> torch.device:
     )
     if device.type == "cpu":
         return device
+    if trainer.device in ("auto", "cuda"):
+        device = torch.device("cuda", 0)
     if size() > 1 and trainer.device in ("auto", "cuda"):
         device = torch.device("cuda", local_rank())
         check(  # by every process, for only the first one speaks
@@ -100,7 +102,13 @@ def compiles(trainer: Trainer, device: torch.device, images: int) -> bool:
     """Whether the network is compiled, for a run over so many images in all its epochs."""
     if trainer.compile == "auto":
         return device.type == "cuda" and images >= COMPILE_PAYS
-    return trainer.compile != "false"
+    return trainer.compile == "true"
+
+
+def captures(trainer: Trainer, device: torch.device) -> bool:
+    """Whether a step is captured as a CUDA graph: by one process, and not with fp16, which has its scale beside it."""
+    alone = device.type == "cuda" and size() == 1
+    return alone and trainer.compile != "false" and _precision(trainer, device) != "fp16"
 
 
 def settle(trainer: Trainer, device: torch.device) -> None:

@@ -22,7 +22,8 @@ from swinexp.mistake import OutOfMemory
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin
-from swinexp.train.devices import autocast, compiles, derive
+from swinexp.train.devices import autocast, captures, compiles, derive
+from swinexp.train.graph import Captured, Gradients
 from swinexp.train.processes import joined, shared, summed, unshared
 from swinexp.train.setup import steps_per_epoch
 from swinexp.train.signals import SAVING, Asked, Interrupted
@@ -177,10 +178,7 @@ def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     """One optimizer step over a batch, whose loss and gradient norm become those of step `index` of the epoch."""
     skips = run.trainer.on_nan == "skip"
     before = {name: value.clone() for name, value in state.running.items()} if skips else {}
-    loss = gradients(run, state, images, labels, factors)
-    if state.scaler is not None:
-        state.scaler.unscale_(state.optimizer)
-    norm = clip(run, [p for group in state.optimizer.param_groups for p in group["params"]])
+    loss, norm = (state.captured or clipped(run, state))(images, labels, factors)
     state.losses[index].copy_(loss)
     state.norms[index].copy_(norm)
     if skips and not norm.isfinite():  # waits for the device
@@ -197,6 +195,18 @@ def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
         state.optimizer.step()
     if state.ema is not None:
         state.ema.update(state.step + 1)
+
+
+def clipped(run: Run, state: State) -> Gradients:
+    """What leaves the gradients of a batch in the parameters, clipped; it returns the loss and their norm before."""
+
+    def step(images: Tensor, labels: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+        loss = gradients(run, state, images, labels, factors)
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+        return loss, clip(run, state.parameters())
+
+    return step
 
 
 def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
@@ -230,8 +240,6 @@ def _gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     parts = shared(len(images), state.parts)
     for part in parts:
         with nullcontext() if part is parts[-1] else unshared(state.forward):
-            if run.trainer.compile == "graphs":
-                torch.compiler.cudagraph_mark_step_begin()
             with autocast(run.trainer, images.device):
                 logits = state.forward(images[part], None if factors is None else factors[:, :, part])
             loss = F.cross_entropy(
@@ -325,24 +333,34 @@ def predictions(
 
 
 def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
-    """Compile the network if the run is to, for training and for evaluation; returns the seconds that it took.
+    """Make ready for the first step: compile the network for training and for evaluation, and capture a step as a CUDA
+    graph, each if the run is to; returns the seconds that it took, or None where there is nothing to do.
 
-    It runs once forward and backward on a batch of its own, which leaves no trace in the weights.
+    Both train on a batch of their own, which leaves no trace in the weights.
     """
     device, trainer = dataset.mean.device, run.trainer
     images = (trainer.epochs - len(state.history)) * state.steps * trainer.batch_size
-    if not images or not compiles(trainer, device, images):
+    compiled, captured = compiles(trainer, device, images), captures(trainer, device)
+    if not images or not (compiled or captured):
         return None
     began = time.perf_counter()
-    if state.model._compiled_call_impl is None:  # else it is the network of the run before
-        state.model.compile(mode="reduce-overhead" if trainer.compile == "graphs" else None)
+    if compiled and state.model._compiled_call_impl is None:  # else it is the network of the run before
+        state.model.compile()
     running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
     generator = Generator(device).manual_seed(0)
     batch = next(iter(dataset.train.each([torch.arange(trainer.batch_size, device=dataset.train.labels.device)])))
     mirrored = torch.zeros(trainer.batch_size, dtype=torch.bool, device=device)
     pixels, labels = augmented(run, dataset, batch, generator, mirrored)
+    factors = state.model.draw_drop_path(trainer.batch_size, generator)
     state.forward.train()
-    gradients(run, state, pixels, labels, state.model.draw_drop_path(trainer.batch_size, generator))
+    if captured:
+        try:
+            state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
+    else:
+        gradients(run, state, pixels, labels, factors)
     state.optimizer.zero_grad(set_to_none=True)
     for name, value in state.model.named_buffers():
         value.copy_(running[name])
@@ -350,7 +368,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
-    log.info("compiled in %.1f s", seconds)
+    log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
     return seconds
 
 

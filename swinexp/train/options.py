@@ -40,7 +40,7 @@ class Trainer:
     `keep`             newest checkpoints that stay, beside the best epoch's
     `gpus`             of this machine that train together, a process each; torchrun is started for more than one
     `precision`        of matrix products: one of `PRECISIONS`
-    `compile`          one of `COMPILE`; graphs: launched as CUDA graphs
+    `compile`          one of `COMPILE`; all but false have a GPU launch a step as one CUDA graph
     `on_nan`           a loss that is not finite ends the run, or such steps are skipped
     `fit_memory`       train in smaller parts when a GPU's memory does not do, in one process, rather than stop
     """

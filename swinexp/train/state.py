@@ -19,6 +19,7 @@ from swinexp.ranks import rank, size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
 from swinexp.train.devices import build_scaler
+from swinexp.train.graph import Captured
 from swinexp.train.processes import evened, summed, together
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class State:
     `losses` and `norms` (steps of an epoch,) are of the epoch under way: of each step the loss, this process's part of
     it, and the norm of the gradient before clipping. They stay on the device until the epoch ends. So is `seconds` of
     that epoch. `history` holds the metrics of the finished ones. `parts` is how many a batch is trained in.
-    `running` are the model's running statistics, by name: a BatchNorm's.
+    `running` are the model's running statistics, by name: a BatchNorm's. `captured` makes a batch's gradients as a CUDA
+    graph, where there is one.
     """
 
     model: Swin
@@ -56,6 +58,11 @@ class State:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    captured: Captured | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the optimizer's order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,129 @@
+"""Images/s of a training step on a GPU: ours, timm's and torchvision's, eager and compiled, and what each way brings.
+
+    python benchmarks/step.py                       the reference network, batch 128 eager; compiled at 128 to 2048
+    python benchmarks/step.py --batch 512 2048 --rounds 5 --json step.json
+
+The step is benchmarks/model.py's: forward, loss, backward, clip and AdamW, in bf16. Each variant has a process of its
+own: all get ready at once, for compiling keeps one core busy for a minute, and are then measured in turn, round after
+round. The peers are compiled with mode="reduce-overhead", torch's CUDA graphs; ours as a run does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from model import ours, timed, timm, torchvision, train_step
+
+from swinexp.config import typed
+from swinexp.run import compose
+from swinexp.swin import network
+from swinexp.train import settle
+
+NETWORKS = {"ours": ours, "timm": timm, "torchvision": torchvision}
+
+
+@dataclass(frozen=True)
+class Variant:
+    network: str
+    mode: str  # eager | graph (captured, not compiled) | compiled (ours captured too)
+    batch: int
+    without: str = ""  # a way of swinexp.swin.gpu
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.mode}{', ' if self.without else ''}{self.without}"
+
+
+def variants(batches: list[int]) -> list[Variant]:
+    small = min(batches)
+    middle = sorted(batches)[len(batches) // 2]
+    eager = [Variant(name, "eager", small) for name in NETWORKS]
+    compiled = [Variant(name, "compiled", batch) for batch in batches for name in NETWORKS]
+    without = [Variant("ours", "compiled", middle, f"without {way}") for way in ("the kernels", "bf16 tokens")]
+    return [*eager, Variant("ours", "graph", small), *compiled, *without]
+
+
+def build(variant: Variant, device: torch.device) -> Callable[[], None]:
+    if variant.network == "ours":
+        settle(typed(compose([])).trainer, device)
+    if variant.without == "without the kernels":
+        network.attends = lambda *_: False  # type: ignore[assignment]
+    if variant.without == "without bf16 tokens":
+        network.residual = lambda x: x  # type: ignore[assignment]
+    torch.manual_seed(0)
+    model = NETWORKS[variant.network]().to(device)
+    own = variant.network == "ours"
+    forward = model
+    if variant.mode == "compiled":
+        forward = torch.compile(model, mode=None if own else "reduce-overhead", dynamic=False)
+    return train_step(model, forward, variant.batch, device, own, captured=own and variant.mode != "eager")
+
+
+def work(asked: Connection, variant: Variant, seconds: float) -> None:
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    try:
+        step = build(variant, device)
+        first = timed(step, 3, device)
+    except Exception as error:
+        asked.send(f"{type(error).__name__}: {error}"[:300])
+        return
+    asked.send(first)
+    while asked.recv():
+        count = max(3, round(seconds / (timed(step, 3, device) / 3)))
+        asked.send(variant.batch * count / timed(step, count, device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each variant of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("it measures a GPU, and there is none; benchmarks/model.py measures a CPU")
+    print(
+        f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  Python {platform.python_version()}"
+    )
+    context = multiprocessing.get_context("spawn")
+    pipes, failed = {}, {}
+    for variant in variants(options.batch):
+        pipes[variant], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()
+    ready = {variant: pipe.recv() for variant, pipe in pipes.items()}
+    for variant, answer in ready.items():
+        if isinstance(answer, str):
+            failed[variant] = answer
+    speeds: dict[Variant, list[float]] = {variant: [] for variant in pipes if variant not in failed}
+    for turn in range(options.rounds):
+        for variant in [*speeds][:: 1 if turn % 2 else -1]:
+            pipes[variant].send(True)
+            speeds[variant].append(pipes[variant].recv())
+    rows = []
+    print(f"{'':44}{'batch':>6}{'images/s':>10}   (rounds)          ready after, s")
+    for variant, each in speeds.items():
+        pipes[variant].send(False)
+        spread = f"({min(each):,.0f}-{max(each):,.0f})"
+        print(f"{variant!s:44}{variant.batch:6}{statistics.median(each):10,.0f}   {spread:20}{ready[variant]:6.1f}")
+        rows.append({**asdict(variant), "images_per_second": each, "ready": ready[variant]})
+    for variant, error in failed.items():
+        print(f"{variant!s:44}{variant.batch:6}  failed: {error}")
+    if options.json:
+        about = {"date": str(date.today()), "device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

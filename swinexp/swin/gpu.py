@@ -1,0 +1,137 @@
+"""The ways of a GPU: attention by kernels that read tokens where they lie, and tokens in bf16.
+
+The kernels are Triton's, in `kernels`; to torch they are operators of their own, which `torch.compile` and CUDA graphs
+take as any others. `on_gpu` is the one place that decides; what it leaves takes the plain code. What each of these
+brings is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
+PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
+HEAD_DIMS = (16, 32, 64, 128)
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether to take the ways of this module."""
+    return x.is_cuda and x.dtype != torch.float64 and _has_kernels(x.device.index)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernels(index: int) -> bool:
+    """Triton is there, and it and bf16 know this GPU."""
+    return TRITON and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def residual(x: Tensor) -> Tensor:
+    """The tokens as blocks add to them: under autocast to bf16 in bf16, for half of the memory's traffic."""
+    halved = x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    return x.bfloat16() if halved else x
+
+
+def attends(x: Tensor, heads: int, tokens: int, order: Tensor | None) -> bool:
+    """Whether `attend` knows windows of so many tokens of x (B, P, C): none larger than a tile, none that overhangs."""
+    whole = order is None or len(order) == x.shape[1]
+    return on_gpu(x) and x.shape[2] // heads in HEAD_DIMS and tokens <= TILE and whole
+
+
+def _tiling(images: int, places: int, tokens: int, heads: int) -> tuple[int, int, int, int]:
+    """Windows of a tile, tiles until the same windows of an image come again, tiles of a program, and programs.
+
+    A tile's windows are some of an image's, or those of several images.
+    """
+    G = places // tokens
+    each = next(n for n in range(TILE // tokens, 0, -1) if G % n == 0 or n % G == 0)
+    period = max(1, G // each)
+    tiles = -(-images * G // (each * period))
+    loops = max(1, -(-tiles * period * heads // PROGRAMS))
+    return each, period, loops, -(-tiles // loops) * period
+
+
+def _rows(tokens: int, each: int) -> int:
+    return max(16, 1 << (tokens * each - 1).bit_length())
+
+
+def _precision() -> str:
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@torch.library.custom_op("swinexp::attend", mutates_args=())
+def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+    from swinexp.swin import kernels
+
+    qkv, bias = qkv.contiguous(), bias.contiguous()
+    B, P, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    T = bias.shape[-1]
+    out = qkv.new_empty(B, P, C)
+    each, period, loops, programs = _tiling(B, P, T, heads)
+    kernels.attention[programs, heads](
+        qkv, bias, bias if order is None else order, out, B * (P // T), loops, period, (C // heads) ** -0.5, P // T, P,
+        N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+        SHIFTED=len(bias) > 1, PRECISION=_precision(),
+    )  # fmt: skip
+    return out
+
+
+@_attend.register_fake
+def _(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:  # noqa: ARG001
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+
+
+@torch.library.custom_op("swinexp::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient: Tensor, qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor]:
+    from swinexp.swin import kernels
+
+    gradient, qkv, bias = gradient.contiguous(), qkv.contiguous(), bias.contiguous()
+    B, P, C = gradient.shape
+    T = bias.shape[-1]
+    G = P // T
+    each, period, loops, programs = _tiling(B, P, T, heads)
+    to_qkv = torch.empty_like(qkv)
+    parts = bias.new_empty(programs // period, period, heads, each, T, T)
+    kernels.attention_backward[programs, heads](
+        qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
+        (C // heads) ** -0.5, G, P,
+        N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+        SHIFTED=len(bias) > 1, PRECISION=_precision(),
+    )  # fmt: skip
+    to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
+    return to_qkv, to_bias.reshape(-1, len(bias), heads, T, T).sum(0).contiguous()
+
+
+@_attend_backward.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    _, qkv, bias, _, _ = inputs
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    qkv, bias, order, ctx.heads = inputs
+    ctx.save_for_backward(qkv, bias, order)
+
+
+def _attend_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    to_qkv, to_bias = _attend_backward(gradient, *ctx.saved_tensors, ctx.heads)
+    return to_qkv, to_bias, None, None
+
+
+_attend.register_autograd(_attend_gradients, setup_context=_keep)
+
+
+def attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+    """Scaled dot-product attention within windows, whose tokens stay where they are.
+
+    (B, P, 3C), (N, T, T) or (G, N, T, T) added to the scores, and where each window's tokens are (P,) unless they
+    follow one another -> (B, P, C). What is needed of softmax for the gradients is computed again.
+    """
+    out: Tensor = _attend(qkv, bias if bias.dim() == 4 else bias[None], order, heads)
+    return out

@@ -1,0 +1,84 @@
+"""The Triton kernels beside the plain code: on a GPU, or interpreted on a CPU (`TRITON_INTERPRET=1 python -m tests.kernels`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from swinexp.swin import gpu
+from swinexp.swin.windows import gather, inverse, placed, shift_mask, stage_order, window_order
+
+# height, width, window, images, heads, channels of a head
+WINDOWS = [
+    (16, 16, 4, 3, 3, 32),  # several tiles to an image
+    (4, 4, 4, 7, 2, 16),  # several images to a tile, the last one not full
+    (12, 12, 4, 2, 2, 16),  # 9 windows: 3 to a tile
+    (8, 8, 8, 2, 2, 64),  # a window to a tile
+    (14, 14, 7, 2, 2, 16),  # a window of fewer tokens than a tile
+    (4, 2, 2, 9, 1, 16),
+]
+
+
+def plain_attention(qkv: Tensor, bias: Tensor, order: Tensor, heads: int) -> Tensor:
+    """As the plain code does it: tokens into windows, attention, and back"""
+    B, P, C = *qkv.shape[:2], qkv.shape[2] // 3
+    T, back = bias.shape[-1], inverse(order.cpu(), P).to(order.device)
+    windows = gather(qkv, order, back).view(B, P // T, T, 3, heads, C // heads)
+    q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)
+    weights = (q * (C // heads) ** -0.5 @ k.mT + bias).softmax(-1)
+    return gather((weights @ v).transpose(2, 3).reshape(B, P, C), back, order)
+
+
+def _apart(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """The largest difference, relative to each tensor's largest value; nan is infinitely far"""
+    most = max(
+        ((a.double() - b.double()).abs().max() / b.double().abs().max()).nan_to_num(nan=torch.inf).item()
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    return most if all(a.dtype == b.dtype for a, b in zip(ours, theirs, strict=True)) else torch.inf
+
+
+def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """Of outputs and all gradients; plain code in fp32 is what both are compared with."""
+    draw = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, generator=draw)
+
+    for height, width, window, images, heads, channels in WINDOWS:
+        stage, size, T = stage_order(height, width, window), height * width, window**2
+        for shift in ((0, 0), (window // 2, window // 2)):
+            order = placed(window_order(height, width, window, shift), stage).to(device)
+            mask = shift_mask(height, width, window, shift).to(device)
+            qkv = normal(images, size, 3 * heads * channels).to(dtype).requires_grad_()
+            table = normal(heads, T, T).requires_grad_()
+            y = normal(images, size, heads * channels).to(dtype)
+            results = []
+            for kernel in (True, False):
+                bias = table + mask[:, None] if mask.any() else table
+                if kernel:
+                    out = gpu.attend(qkv, bias, order if mask.any() else None, heads)
+                else:
+                    out = plain_attention(qkv.float(), bias, order, heads).to(dtype)
+                results.append((out, *torch.autograd.grad(out, (qkv, table), y)))
+            yield f"attention, {height}×{width}, window {window}, shift {shift[0]}", _apart(*results)
+
+
+def check_operators(device: torch.device) -> None:
+    """What compiling takes for granted of the operators: their outputs' shapes and strides, and their gradients."""
+    qkv, order = torch.randn(3, 16, 96, device=device, requires_grad=True), torch.randperm(16, device=device)
+    for windows in (1, 4):
+        bias = torch.randn(2, 4, 4, windows, device=device).permute(3, 0, 1, 2).requires_grad_()
+        for where in (None, order):
+            torch.library.opcheck(torch.ops.swinexp.attend.default, (qkv, bias, where, 2))
+            gradient = torch.randn(3, 16, 32, device=device)
+            inputs = (gradient, qkv.detach(), bias.detach(), where, 2)
+            torch.library.opcheck(torch.ops.swinexp.attend_backward.default, inputs)
+
+
+if __name__ == "__main__":
+    check_operators(torch.device("cpu"))
+    print(json.dumps(dict(differences(torch.device("cpu"), torch.float32))))

@@ -1,0 +1,91 @@
+"""The ways of a GPU give what the plain code gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from swinexp.swin import gpu
+from tests.conftest import network
+from tests.kernels import WINDOWS, check_operators, differences
+
+CASES = 2 * len(WINDOWS)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
+def test_the_kernels_compute_what_the_plain_code_does() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.kernels"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    apart = json.loads(told.stdout)
+    assert len(apart) == CASES
+    assert all(most < 2e-6 for most in apart.values()), apart
+
+
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_the_kernels_compute_it_on_a_gpu(dtype: torch.dtype, most: float) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    apart = dict(differences(torch.device("cuda"), dtype))
+    assert len(apart) == CASES
+    assert all(value < most for value in apart.values()), apart
+
+
+@needs_gpu
+def test_the_operators_are_what_compiling_takes_them_for() -> None:
+    check_operators(torch.device("cuda"))
+
+
+@needs_gpu
+def test_gradients_are_the_same_bits_each_time() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(64, 256, 288, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.randn(3, 16, 16, device="cuda", requires_grad=True)
+    first, second = (torch.autograd.grad(gpu.attend(qkv, bias, None, 3).square().sum(), (qkv, bias)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"block": {"depthwise_conv": True}, "patch": {"embedding": "conv"}}, {"window": {"size": 8}}],
+)
+def test_a_network_on_a_gpu_is_that_of_the_cpu(changes: dict[str, dict[str, object]]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = network(**changes)
+    images = torch.randn(8, 3, 32, 32)
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        model.zero_grad()
+        logits = model(images.to(device))
+        logits.square().sum().backward()
+        outcomes.append([value.detach().cpu() for value in (logits, *(p.grad for p in model.parameters()))])
+    for here, there in zip(*outcomes, strict=True):
+        assert (here - there).abs().max() <= 1e-3 * here.abs().max()
+
+
+def test_what_the_kernels_do_not_know_takes_the_plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "on_gpu", lambda _: True)
+    x = torch.zeros(2, 256, 96)
+    assert gpu.attends(x, 3, 16, None)
+    assert gpu.attends(x, 3, 64, torch.arange(256))
+    assert not gpu.attends(x, 3, 256, None)  # a window larger than a tile
+    assert not gpu.attends(x, 3, 16, torch.arange(400))  # windows that overhang
+    assert not gpu.attends(x, 12, 16, None)  # heads of 8 channels
+
+
+def test_a_cpu_has_no_kernels() -> None:
+    assert not gpu.on_gpu(torch.zeros(1))
