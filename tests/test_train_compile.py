@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from swinexp.train import build_model, build_state, compile_model, prepare, train
-from swinexp.train.devices import COMPILE_PAYS, compiles
+from swinexp.train.devices import COMPILE_PAYS, captures, compiles
 from tests.conftest import STRONG, small_run, timeless, trained
 
 
@@ -27,6 +28,47 @@ def test_auto_compiles_what_is_long_and_on_a_gpu() -> None:
     assert not compiles(small_run("trainer.compile=graphs").trainer, gpu, COMPILE_PAYS)
     assert small_run("trainer.compile=GRAPHS").trainer == small_run("trainer.compile=graphs").trainer
     assert not compiles(small_run("trainer.compile=false").trainer, gpu, COMPILE_PAYS)
+
+
+def test_a_step_is_a_graph_on_a_gpu_unless_nothing_is_to_be_compiled() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for compile in ("auto", "true", "graphs"):
+        trainer = small_run(f"trainer.compile={compile}").trainer
+        assert captures(trainer, gpu)
+        assert not captures(trainer, cpu)
+    assert not captures(small_run("trainer.compile=false").trainer, gpu)
+    assert not captures(small_run("trainer.precision=fp16").trainer, gpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_is_the_plain_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kernels = ("model.heads=[1,2]", "patch=p2_conv")
+    overrides = (*STRONG, *kernels, "trainer.device=cuda", "trainer.epochs=3", "trainer.accumulate=2")
+    plain, _ = trained(tmp_path / "plain/last.pt", *overrides, "trainer.compile=false")
+    captured, _ = trained(tmp_path / "captured/last.pt", *overrides, "trainer.compile=graphs")
+    assert captured.pop("gpu_memory") > 0
+    for key, value in captured.items():
+        assert value == pytest.approx(plain[key], rel=1e-4), key
+    assert "cannot be captured" not in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_that_cannot_be_captured_is_taken_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import swinexp.train.loop as loop
+
+    plain = loop.clip
+
+    def waits(*arguments: Any) -> torch.Tensor:
+        norm = plain(*arguments)
+        norm.item()
+        return norm
+
+    monkeypatch.setattr(loop, "clip", waits)
+    figures, _ = trained(tmp_path / "last.pt", *STRONG, "trainer.device=cuda", "trainer.compile=graphs")
+    assert figures["train/loss"] > 0
+    assert "cannot be captured as a CUDA graph" in caplog.text
 
 
 def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
