@@ -34,11 +34,11 @@ part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it he
 : > "$out/parts.txt"
 bench=$root/benchmarks
 part agree 90 "$python" "$bench/agree.py" --out agree.txt
-part model 110 "$python" "$bench/model.py" --batch 128 1024 --compile --seconds 2 --rounds 3 --json model.json
+part step 140 "$python" "$bench/step.py" --batch 128 2048 --json step.json
 part augment 40 "$python" "$bench/augment.py" --batch 128 --seconds 1 --rounds 3
-part pipeline 100 "$python" "$bench/pipeline.py" --batch 128 1024 --images 20480 --rounds 3 --compile --json pipeline.json
-part speedrun 100 "$python" "$bench/speedrun.py" --seeds 2 --out speedrun.json "${data[@]}"
-part record 100 "$python" -m swinexp.run experiment=record name=record "${data[@]}"
+part pipeline 60 "$python" "$bench/pipeline.py" --batch 128 --images 10240 --rounds 2 --json pipeline.json
+part speedrun 150 "$python" "$bench/speedrun.py" --seeds 1 --out speedrun.json "${data[@]}"
+part record 60 "$python" -m swinexp.run experiment=record name=record "${data[@]}"
 while read -r name _; do
   echo "== $name"
   tail -n 12 "$out/$name.log"

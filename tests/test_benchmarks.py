@@ -88,6 +88,6 @@ def test_gpu_sh_runs_every_part_and_leaves_a_log_of_each(tmp_path: Path) -> None
     environment = {**os.environ, "BUDGET": "0.01", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "benchmarks" / "gpu.sh")
     done = subprocess.run([script, "out"], env=environment, capture_output=True, text=True, check=True, timeout=300)
-    parts = ["agree", "model", "augment", "pipeline", "speedrun", "record"]
+    parts = ["agree", "step", "augment", "pipeline", "speedrun", "record"]
     assert [line.split()[0] for line in done.stdout.splitlines()] == parts
     assert all((tmp_path / "out" / f"{part}.log").exists() for part in parts)

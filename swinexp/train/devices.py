@@ -17,8 +17,8 @@ from swinexp.train.options import Trainer
 
 # glibc's mallopt: never a mapping of its own for a large block, never give back the heap's end, grow it by 64 MiB.
 KEEPS_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))
-# Images that a run must train on for compiling to pay: an estimate, of a minute against 10 µs an image.
-COMPILE_PAYS = 6_000_000
+# Images that a run must train on for compiling to pay: some 46 s against 24 µs an image (H100, docs/performance.md).
+COMPILE_PAYS = 2_000_000
 
 
 def derive(seed: int, *path: object) -> int:
@@ -117,7 +117,7 @@ def settle(trainer: Trainer, device: torch.device) -> None:
         keep_memory()
     else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = trainer.precision == "tf32"
     torch.use_deterministic_algorithms(True, warn_only=True)
