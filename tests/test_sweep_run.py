@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,19 @@ def test_two_workers_share_the_trials(tmp_path: Path, command: Command) -> None:
     assert [epochs(folder_of(tmp_path) / str(number)) for number in range(6)] == [[1, 2, 3]] * 6
     assert (folder_of(tmp_path) / "report.html").exists()
     assert sum(line.startswith("trial ") for line in done.stdout.splitlines()) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="wants the extra slurm")
+def test_an_editable_install_finds_its_sweeper_beside_an_installed_plugin(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    done = command(*SWEEP, LR, "hydra.sweeper.dry_run=1")
+    if "No module named swinexp" in done.stderr:
+        pytest.skip("swinexp is not installed here")
+    assert done.returncode == 0, done.stderr
+    assert "optimizer.lr=" in done.stdout
 
 
 @pytest.mark.slow

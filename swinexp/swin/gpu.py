@@ -15,7 +15,7 @@ from torch import Tensor
 
 TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
-HEAD_DIMS = (16, 32, 64, 128)
+HEAD_DIMS = (16, 32, 64)
 TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -59,6 +59,11 @@ def _rows(tokens: int, each: int) -> int:
     return max(16, 1 << (tokens * each - 1).bit_length())
 
 
+def _stages(values: Tensor, channels: int) -> int:
+    """Tiles on their way to a multiprocessor at a time: one of wide heads or in fp32, since a small GPU has 99 KB."""
+    return 3 if values.element_size() * channels <= 64 else 1
+
+
 def _precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
@@ -75,7 +80,7 @@ def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tens
     kernels.attention[programs, heads](
         qkv, bias, bias if order is None else order, out, B * (P // T), loops, period, (C // heads) ** -0.5, P // T, P,
         N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-        SHIFTED=len(bias) > 1, PRECISION=_precision(),
+        SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
     )  # fmt: skip
     return out
 
@@ -102,7 +107,7 @@ def _attend_backward(
         qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
         (C // heads) ** -0.5, G, P,
         N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-        SHIFTED=len(bias) > 1, PRECISION=_precision(),
+        SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
     )  # fmt: skip
     to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
     return to_qkv, to_bias.reshape(-1, len(bias), heads, T, T).sum(0).contiguous()
