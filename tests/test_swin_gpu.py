@@ -87,5 +87,35 @@ def test_what_the_kernels_do_not_know_takes_the_plain_code(monkeypatch: pytest.M
     assert not gpu.attends(x, 12, 16, None)  # heads of 8 channels
 
 
+def test_kernels_that_cannot_be_built_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    monkeypatch.setattr(gpu, "TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch, "zeros", fails)
+    gpu.kernels_run.cache_clear()
+    try:
+        assert not gpu.kernels_run(0)
+        assert not gpu.kernels_run(0)
+    finally:
+        gpu.kernels_run.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the attention kernels cannot be built, so that this GPU takes a way that is slower: Failed to find C compiler. "
+        "Triton wants a C compiler and Python's headers: apt install gcc python3-dev"
+    ]
+
+
+def test_an_old_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    gpu.kernels_run.cache_clear()
+    try:
+        assert not gpu.kernels_run(0)
+    finally:
+        gpu.kernels_run.cache_clear()
+
+
 def test_a_cpu_has_no_kernels() -> None:
     assert not gpu.on_gpu(torch.zeros(1))

@@ -8,10 +8,16 @@ brings is in docs/performance.md.
 from __future__ import annotations
 
 import importlib.util
+import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from swinexp.mistake import first_line
+
+log = logging.getLogger(__name__)
 
 TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
@@ -26,8 +32,28 @@ def on_gpu(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _has_kernels(index: int) -> bool:
-    """Triton is there, and it and bf16 know this GPU."""
-    return TRITON and torch.cuda.get_device_capability(index) >= (8, 0)
+    return kernels_run(index)
+
+
+@cache
+def kernels_run(index: int) -> bool:
+    """Whether a GPU runs the kernels: it has to know bf16, and Triton builds them with a C compiler. Tried once.
+
+    Where that fails, a line says why.
+    """
+    if not TRITON or torch.cuda.get_device_capability(index) < (8, 0):
+        return False
+    try:
+        device = torch.device("cuda", index)
+        _attend(torch.zeros(1, 16, 48, device=device), torch.zeros(1, 1, 16, 16, device=device), None, 1)
+    except Exception as error:  # a compiler's, Triton's or torch's
+        log.warning(
+            "the attention kernels cannot be built, so that this GPU takes a way that is slower: %s. "
+            "Triton wants a C compiler and Python's headers: apt install gcc python3-dev",
+            first_line(error).rstrip("."),
+        )
+        return False
+    return True
 
 
 def residual(x: Tensor) -> Tensor:

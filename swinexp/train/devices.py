@@ -13,6 +13,7 @@ from torch import GradScaler
 
 from swinexp.mistake import check
 from swinexp.ranks import local_rank, local_size, size
+from swinexp.swin.gpu import kernels_run
 from swinexp.train.options import Trainer
 
 # glibc's mallopt: never a mapping of its own for a large block, never give back the heap's end, grow it by 64 MiB.
@@ -118,6 +119,7 @@ def settle(trainer: Trainer, device: torch.device) -> None:
     else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(device.index or 0)
+        kernels_run(device.index or 0)  # what it has to say, before training
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = trainer.precision == "tf32"
     torch.use_deterministic_algorithms(True, warn_only=True)
