@@ -170,7 +170,7 @@ def test_a_warm_up_that_fills_the_run_is_told(
     assert ("only rises" in caplog.text) is (told is not None)
 
 
-@pytest.mark.parametrize("override", ["trainer.precision=tf32", "trainer.fit_memory=true"])
+@pytest.mark.parametrize("override", ["trainer.precision=tf32", "trainer.fit_memory=true", "trainer.compile=graphs"])
 def test_what_has_no_effect_on_a_cpu_is_refused_there_unless_a_run_goes_on(override: str) -> None:
     key = override.partition("=")[0]
     with pytest.raises(Mistake, match=f"^{override}: .* CPU, where it has no effect. Type {key}="):

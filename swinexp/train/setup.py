@@ -46,6 +46,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     if device.type == "cpu" and not resuming:  # a run that began on a GPU may end here
         here = "the run is on the CPU, where it has no effect"
         check(run.trainer.precision != "tf32", "trainer.precision", "tf32", here, "trainer.precision=auto")
+        check(run.trainer.compile != "graphs", "trainer.compile", "graphs", here, "trainer.compile=auto")
         check(not run.trainer.fit_memory, "trainer.fit_memory", True, here, "trainer.fit_memory=false")
     settle(run.trainer, device)
     pretrained = None if resuming else run.model.pretrained
