@@ -197,3 +197,27 @@ def test_a_second_signal_ends_them_at_once(start: Callable[..., Processes], tmp_
     assert time.monotonic() - began < 60
     assert len(workers.asked) == 2
     assert (tmp_path / "starts").read_text() == "x"
+
+
+IN_A_DESTRUCTOR = """
+import signal
+import time
+from swinexp.sweep.jobs import heed_sigterm
+
+class Object:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+heed_sigterm()
+try:
+    Object()
+    time.sleep(10)
+except KeyboardInterrupt as stopped:
+    print(stopped.exit_code)
+"""
+
+
+def test_a_job_is_stopped_by_a_sigterm_that_came_in_a_destructor() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(128 + signal.SIGTERM)
+    assert done.stderr == ""

@@ -86,7 +86,7 @@ class Job:
         os.environ.setdefault("OMP_NUM_THREADS", cores)
         warning = job._usr_sig()
         requeue: Any = signal.signal(warning, lambda *_: signal.raise_signal(signal.SIGTERM))
-        signal.signal(signal.SIGTERM, _stop)
+        heed_sigterm()
         signal.signal(signal.SIGUSR1, lambda *_: None)
         code = self._run()
         for number in (signal.SIGTERM, warning):
@@ -116,8 +116,25 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def _stop(number: int, _: object) -> None:
-    raise interrupt(number)
+def heed_sigterm() -> None:
+    """Have SIGTERM raise KeyboardInterrupt, and again a moment later where that was in vain.
+
+    Python ignores what is raised while it runs a destructor or a weak reference's callback, as SQLAlchemy has them; and
+    Slurm says SIGTERM once.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise interrupt(number)
+
+    def ignored(what: Any) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            sys.__unraisablehook__(what)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+    sys.unraisablehook = ignored
 
 
 def _asked(*command: str) -> str | None:
