@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -73,13 +74,14 @@ def work(asked: Connection, variant: Variant, seconds: float) -> None:
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
+    began = time.perf_counter()
     try:
         step = build(variant, device)
-        first = timed(step, 3, device)
+        timed(step, 3, device)
     except Exception as error:
         asked.send(f"{type(error).__name__}: {error}"[:300])
         return
-    asked.send(first)
+    asked.send(time.perf_counter() - began)
     while asked.recv():
         count = max(3, round(seconds / (timed(step, 3, device) / 3)))
         asked.send(variant.batch * count / timed(step, count, device))
@@ -98,14 +100,12 @@ def main() -> None:
         f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  Python {platform.python_version()}"
     )
     context = multiprocessing.get_context("spawn")
-    pipes, failed = {}, {}
+    pipes = {}
     for variant in variants(options.batch):
         pipes[variant], theirs = context.Pipe()
         context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()
     ready = {variant: pipe.recv() for variant, pipe in pipes.items()}
-    for variant, answer in ready.items():
-        if isinstance(answer, str):
-            failed[variant] = answer
+    failed = {variant: answer for variant, answer in ready.items() if isinstance(answer, str)}
     speeds: dict[Variant, list[float]] = {variant: [] for variant in pipes if variant not in failed}
     for turn in range(options.rounds):
         for variant in [*speeds][:: 1 if turn % 2 else -1]:

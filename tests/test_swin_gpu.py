@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -87,6 +88,15 @@ def test_what_the_kernels_do_not_know_takes_the_plain_code(monkeypatch: pytest.M
     assert not gpu.attends(x, 12, 16, None)  # heads of 8 channels
 
 
+@pytest.fixture
+def untried() -> Iterator[None]:
+    """No GPU was asked yet, and none will have been."""
+    gpu.kernels_run.cache_clear()
+    yield
+    gpu.kernels_run.cache_clear()
+
+
+@pytest.mark.usefixtures("untried")
 def test_kernels_that_cannot_be_built_are_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,25 +106,18 @@ def test_kernels_that_cannot_be_built_are_told_once(
     monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch, "zeros", fails)
-    gpu.kernels_run.cache_clear()
-    try:
-        assert not gpu.kernels_run(0)
-        assert not gpu.kernels_run(0)
-    finally:
-        gpu.kernels_run.cache_clear()
+    assert not gpu.kernels_run(0)
+    assert not gpu.kernels_run(0)
     assert [record.getMessage() for record in caplog.records] == [
         "the attention kernels cannot be built, so that this GPU takes a way that is slower: Failed to find C compiler. "
         "Triton wants a C compiler and Python's headers: apt install gcc python3-dev"
     ]
 
 
+@pytest.mark.usefixtures("untried")
 def test_an_old_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    gpu.kernels_run.cache_clear()
-    try:
-        assert not gpu.kernels_run(0)
-    finally:
-        gpu.kernels_run.cache_clear()
+    assert not gpu.kernels_run(0)
 
 
 def test_a_cpu_has_no_kernels() -> None:

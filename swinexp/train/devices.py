@@ -50,11 +50,9 @@ def pick_device(trainer: Trainer) -> torch.device:
     if device.type == "cpu":
         return device
     if trainer.device in ("auto", "cuda"):
-        device = torch.device("cuda", 0)
-    if size() > 1 and trainer.device in ("auto", "cuda"):
         device = torch.device("cuda", local_rank())
         check(  # by every process, for only the first one speaks
-            local_size() <= count,
+            size() == 1 or local_size() <= count,
             "trainer.device" if trainer.gpus == 1 else "trainer.gpus",
             trainer.device if trainer.gpus == 1 else trainer.gpus,
             f"this machine has {count} CUDA GPUs for {local_size()} processes",

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
 from swinexp.folder import candidates
-from swinexp.mistake import OutOfMemory
+from swinexp.mistake import OutOfMemory, first_line
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin
@@ -357,7 +357,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
         try:
             state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
     else:
         gradients(run, state, pixels, labels, factors)
