@@ -70,6 +70,7 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
     from swinexp.augment import normalise
     from swinexp.data import load
     from swinexp.data.images import UNREADABLE, square
+    from swinexp.swin import by_threads
     from swinexp.train import as_the_network_sees, autocast, build_model, pick_device, settle
 
     folder = Path(request.run)
@@ -101,7 +102,7 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
             continue
         batch = torch.stack([image for _, image in images]).to(device)
         with torch.no_grad(), autocast(run.trainer, device):
-            logits = model(normalise(batch, mean.to(device), std.to(device)))
+            logits = by_threads(model, normalise(batch, mean.to(device), std.to(device)))
         shares, labels = logits.float().softmax(dim=1).topk(min(request.top, len(classes)))
         for (path, _), of_image, indices in zip(images, shares.tolist(), labels.tolist(), strict=True):
             yield path, [classes[index] for index in indices], of_image

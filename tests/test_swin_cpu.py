@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swinexp.swin import cpu
 from tests.conftest import network
@@ -48,24 +48,6 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         first.sum().backward()
 
 
-def test_linear_by_hand_is_linear() -> None:
-    assert cpu.LINEAR is not None
-    torch.manual_seed(0)
-    inputs = (torch.randn(2, 5, 8), torch.randn(6, 8), torch.randn(6))
-    close_gradients(cpu._Linear.apply, nn.functional.linear, inputs, 1e-5)
-    close_gradients(lambda x, w: cpu._Linear.apply(x, w, None), nn.functional.linear, inputs[:2], 1e-5)
-
-
-@pytest.mark.parametrize("lacking", [False, True])
-def test_without_onednn_the_layer_is_torchs(lacking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = cpu.Linear(8, 6), torch.randn(3, 8)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
-    if lacking:
-        monkeypatch.setattr(cpu, "LINEAR", None)
-        assert torch.equal(layer(x), expected)
-    assert torch.allclose(layer(x), expected, atol=1e-6)
-
-
 def test_an_image_that_drops_a_branch_is_left_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = network(model={"drop_path": 0.6, "depths": [2, 2], "heads": [3, 6]}).double().train()
@@ -94,25 +76,11 @@ def test_an_image_that_drops_a_branch_is_left_out_of_it(monkeypatch: pytest.Monk
         torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("similarity", ["dot", "local"])
-def test_a_stage_in_parts_is_the_whole(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(attention={"similarity": similarity}).double().eval()
-    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    seen = []
-    model.layers[0].blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[index, union-attr]
-    whole = model(images)
-    monkeypatch.setattr("swinexp.swin.network.PART", 2 * 256 * 96)  # two images, then one
-    with torch.no_grad():
-        assert torch.allclose(model(images), whole, rtol=0, atol=1e-12)
-    assert seen == [3, 2, 1]
-
-
 def test_compiled_and_autocast_models_take_torchs_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network().eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(images)
-    monkeypatch.setattr(cpu, "LINEAR", lambda *_: 1 / 0)
     monkeypatch.setattr(cpu._Attention, "forward", lambda *_: 1 / 0)
     with torch.no_grad():
         graph = torch.compile(model, fullgraph=True, backend="eager")(images)

@@ -14,6 +14,7 @@ from swinexp.swin.inside import attention_maps, features, received, rollout
 from swinexp.swin.network import Swin, SwinBlock
 from swinexp.swin.options import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.swin.pretrained import fit, freeze, load_pretrained, read
+from swinexp.swin.threads import by_threads
 
 __all__ = [
     "Attention",
@@ -24,6 +25,7 @@ __all__ = [
     "SwinBlock",
     "Window",
     "attention_maps",
+    "by_threads",
     "check_fit",
     "features",
     "fit",

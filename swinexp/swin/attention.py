@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinexp.swin import gpu
-from swinexp.swin.cpu import Linear, attend, by_hand
+from swinexp.swin.cpu import attend, by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
@@ -40,8 +40,8 @@ class WindowAttention(nn.Module):
         self.attention = attention
         self.has_kernel = attention.similarity == "dot" and attention.position_bias != "none"
         channels = dim // heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
         if attention.similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), LOGIT_SCALE[0]))
         elif attention.similarity == "qk_norm":

@@ -1,4 +1,4 @@
-"""The ways of an eager CPU: the same values as the plain code, with fewer copies and within the cache.
+"""The ways of an eager CPU: the same values as the plain code, with fewer copies.
 
 Compilers, autocast and GPUs know ways of their own; `by_hand` is the one place that decides. What each of these
 brings is in docs/performance.md.
@@ -9,62 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-# Without gradients: values of a stage's input to work on at a time, so that what is made of them stays in cache.
-PART = 2**20
-# oneDNN's product, as compiled models have it on a CPU; an eager torch takes BLAS.
-LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def by_hand(x: Tensor) -> bool:
     """Whether to take the ways of this module."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-
-
-class Linear(nn.Linear):
-    """torch's layer; in float32 on a CPU by oneDNN."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
-        if self.by_onednn(x):
-            return _Linear.apply(x, self.weight, self.bias)
-        return super().forward(x)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), and a GELU; both at once where no gradient is wanted"""
-        if not torch.is_grad_enabled() and self.by_onednn(x):
-            return _product(x, self.weight, self.bias, "gelu", "none")  # "none": by erf, not by tanh
-        return F.gelu(self(x))
-
-    def by_onednn(self, x: Tensor) -> bool:
-        return LINEAR is not None and by_hand(x) and x.dtype == self.weight.dtype == torch.float32
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        y = gradients[0].contiguous()
-        rows = y.flatten(0, -2)
-        to_x = _product(y, weight.t()) if ctx.needs_input_grad[0] else None
-        to_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", how: str = "") -> Tensor:
-    """(..., in), (out, in), (out,) -> (..., out)"""
-    assert LINEAR is not None
-    product: Tensor = LINEAR(x, weight, bias, then, [], how)
-    return product
 
 
 def attend(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:

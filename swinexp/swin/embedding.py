@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinexp.swin.cpu import Linear
 from swinexp.swin.layers import build_norm
 from swinexp.swin.options import Block, Patch
 from swinexp.swin.windows import gather, inverse, merge_order, placed, take
@@ -33,7 +32,7 @@ class PatchEmbedding(nn.Module):
         self.shifted = patch.embedding == "spt"
         pixels = 15 * patch.size**2
         if self.shifted:
-            self.proj: nn.Module = Linear(pixels, dim)
+            self.proj: nn.Module = nn.Linear(pixels, dim)
         elif patch.embedding == "conv":
             self.proj = conv_stem(patch.size, dim)
         else:
@@ -92,7 +91,7 @@ class PatchMerging(nn.Module):
         shifts = ((0, 0), *DIAGONALS) if shifted else ((0, 0),)
         self.merged = 4 * len(shifts) * dim
         self.normed_last = block.placement == "res_post"
-        self.reduction = Linear(self.merged, 2 * dim, bias=False)
+        self.reduction = nn.Linear(self.merged, 2 * dim, bias=False)
         self.norm = build_norm(block.norm, 2 * dim if self.normed_last else self.merged, norm_eps)
         tokens = torch.cat([merge_order(*grid, shift) for shift in shifts], dim=1)
         index = placed(tokens[there].flatten(), here)

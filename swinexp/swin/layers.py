@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinexp.swin.cpu import Linear, add_to, by_hand
+from swinexp.swin.cpu import add_to, by_hand
 from swinexp.swin.windows import gather, inverse
 
 
@@ -91,12 +91,11 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, conv: DepthwiseConv | None) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden)
         self.conv = conv
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)"""
-        if self.conv is None:
-            return self.fc2(self.fc1.gelu(x))
-        return self.fc2(F.gelu(self.conv(self.fc1(x))))
+        x = self.fc1(x)
+        return self.fc2(F.gelu(x if self.conv is None else self.conv(x)))

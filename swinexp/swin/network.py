@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from swinexp.swin.attention import WindowAttention
-from swinexp.swin.cpu import PART, Linear, by_hand
 from swinexp.swin.embedding import PatchEmbedding, PatchMerging
 from swinexp.swin.gpu import attends, residual
 from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_scale
@@ -117,12 +116,6 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C) -> (B, P/4, 2C), or (B, P, C) in the last stage; `factors` (blocks, 2, B, 1, 1) of drop path"""
-        if by_hand(x) and not torch.is_grad_enabled() and x.numel() > PART:
-            return torch.cat([self.part(part) for part in x.split(max(1, PART // x[0].numel()))])
-        return self.part(x, factors)
-
-    def part(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
-        """`forward`, for some images of a batch"""
         for i, block in enumerate(self.blocks):
             x = block(x, None if factors is None else factors[i])
         return x if self.downsample is None else self.downsample(x)
@@ -183,7 +176,7 @@ class Swin(nn.Module):
             stages.append(Stage(blocks, merging, grid, orders[i]))
         self.layers = nn.ModuleList(stages)
         self.norm = build_norm(block.norm, dim, model.norm_eps)
-        self.head = Linear(dim, classes)
+        self.head = nn.Linear(dim, classes)
         self.apply(_initialise)
         if attention.init == "mimetic":  # after all others, which so begin as they do without it
             for module in self.modules():
@@ -191,6 +184,11 @@ class Swin(nn.Module):
                     module.begin_mimetic()
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled_call_impl is not None
 
     def stages(self) -> Iterator[Stage]:
         """One after the other."""
@@ -219,13 +217,18 @@ class Swin(nn.Module):
 
     def forward(self, images: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, 3, height, width) -> logits (B, classes); `factors` (blocks, 2, B, 1, 1) are of `draw_drop_path`"""
-        x = residual(self.tokens(images))
+        return self.logits(self.tokens(images), factors)
+
+    def logits(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """(B, P, C), the `tokens` -> (B, classes)"""
+        x = residual(x)
         done = 0
         for stage in self.stages():
             depth = len(stage.blocks)
             x = stage(x, None if factors is None else factors[done : done + depth])
             done += depth
-        return self.head(self.norm(x).mean(dim=1))
+        logits: Tensor = self.head(self.norm(x).mean(dim=1))
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from swinexp.folder import candidates
 from swinexp.mistake import OutOfMemory, first_line
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
-from swinexp.swin import Swin
+from swinexp.swin import Swin, by_threads
 from swinexp.train.devices import autocast, captures, compiles, derive
 from swinexp.train.graph import Captured, Gradients
 from swinexp.train.processes import joined, shared, summed, unshared
@@ -241,7 +241,7 @@ def _gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     for part in parts:
         with nullcontext() if part is parts[-1] else unshared(state.forward):
             with autocast(run.trainer, images.device):
-                logits = state.forward(images[part], None if factors is None else factors[:, :, part])
+                logits = by_threads(state.forward, images[part], None if factors is None else factors[:, :, part])
             loss = F.cross_entropy(
                 logits.float(), labels[part], label_smoothing=run.trainer.label_smoothing, reduction="sum"
             ) / len(images)
@@ -328,7 +328,7 @@ def predictions(
         # A last batch of another size is not worth compiling for.
         forward = model if len(batch) == batch_size else model.forward
         with autocast(run.trainer, device):
-            logits = forward(normalise(batch.images, dataset.mean, dataset.std))
+            logits = by_threads(forward, normalise(batch.images, dataset.mean, dataset.std))
         yield logits.float(), batch.labels
 
 
@@ -344,7 +344,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if not images or not (compiled or captured):
         return None
     began = time.perf_counter()
-    if compiled and state.model._compiled_call_impl is None:  # else it is the network of the run before
+    if compiled and not state.model.compiled:  # else it is the network of the run before
         state.model.compile()
     running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
     generator = Generator(device).manual_seed(0)
