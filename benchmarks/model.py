@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from swinexp.config import typed
 from swinexp.optim import AdamW, build_optimizer
 from swinexp.run import compose
+from swinexp.swin import by_threads
 from swinexp.train import build_model
 from swinexp.train.graph import Captured
 
@@ -56,7 +58,7 @@ def torchvision() -> nn.Module:
 
 def train_step(
     model: nn.Module,
-    forward: nn.Module,
+    forward: Callable[..., Tensor],
     batch: int,
     device: torch.device,
     own: bool,
@@ -92,7 +94,7 @@ def train_step(
 
 
 def inference(
-    model: nn.Module, forward: nn.Module, batch: int, device: torch.device, size: int = 32
+    model: nn.Module, forward: Callable[..., Tensor], batch: int, device: torch.device, size: int = 32
 ) -> Callable[[], None]:
     images = torch.randn(batch, 3, size, size, device=device)
 
@@ -158,7 +160,11 @@ def main() -> None:
         torch._dynamo.reset()
         models = {"ours": ours().to(device), "timm": timm().to(device), "torchvision": torchvision().to(device)}
         assert {sum(p.numel() for p in model.parameters()) for model in models.values()} == {7_048_612}
-        forwards = {name: torch.compile(model) if compiled else model for name, model in models.items()}
+        forwards: dict[str, Callable[..., Tensor]] = {
+            name: torch.compile(model) if compiled else model for name, model in models.items()
+        }
+        if not compiled:
+            forwards["ours"] = partial(by_threads, models["ours"])  # as training and evaluation call it
         for batch in options.batch:
             for kind in ("train step", "inference"):
                 variants = {
