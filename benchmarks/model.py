@@ -31,6 +31,7 @@ from swinexp.optim import AdamW, build_optimizer
 from swinexp.run import compose
 from swinexp.swin import by_threads
 from swinexp.train import build_model
+from swinexp.train.devices import keep_memory
 from swinexp.train.graph import Captured
 
 DIM, DEPTHS, HEADS = 96, [2, 6, 4], [3, 6, 12]
@@ -151,6 +152,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_memory()  # as a run does; it serves the peers as well
     chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
     print(f"{'':28}{'ours':>10}{'timm':>10}{'torchvision':>13}   ours is faster by   first call, s")
