@@ -15,7 +15,8 @@ from tests.conftest import SMALL_NETWORK, network
 
 
 @pytest.fixture(autouse=True)
-def _three_threads() -> Iterator[None]:
+def _three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("swinexp.swin.threads.ENOUGH", 8 * small().work)  # eight images for a thread
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -177,3 +178,12 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     (first,) = torch.autograd.grad(by_threads(model, images()).square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_a_thread_has_enough_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("swinexp.swin.threads._team", lambda *_: 1 / 0)
+    by_threads(small(), images(128))
+    assert network().work == pytest.approx(242_759_424, rel=0.1)  # the reference: fvcore counts as many
+    with pytest.raises(ZeroDivisionError):
+        by_threads(network(), images(32).float())

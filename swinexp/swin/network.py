@@ -175,6 +175,10 @@ class Swin(nn.Module):
                 merging = PatchMerging(dim, orders[i], orders[i + 1], grid, shifted, block, model.norm_eps)
             stages.append(Stage(blocks, merging, grid, orders[i]))
         self.layers = nn.ModuleList(stages)
+        # About how many multiply-adds an image takes: those of the linear layers.
+        self.work = sum(
+            math.prod(stage.grid) * sum(p.numel() for p in stage.parameters() if p.ndim == 2) for stage in stages
+        )
         self.norm = build_norm(block.norm, dim, model.norm_eps)
         self.head = nn.Linear(dim, classes)
         self.apply(_initialise)

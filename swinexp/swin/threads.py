@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from swinexp.swin.network import Swin
 
-FEWEST = 8  # images of a thread
+ENOUGH = 2**31  # multiply-adds of a thread; with less, threads wait for each other to run Python (docs/performance.md)
 
 
 def by_threads(network: Callable[..., Tensor], images: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def by_threads(network: Callable[..., Tensor], images: Tensor, factors: Tensor |
     threads.
     """
     cores = torch.get_num_threads()
-    threads = min(cores, len(images) // FEWEST)
+    threads = min(cores, len(images) * network.work // ENOUGH) if isinstance(network, Swin) else 1
     if threads < 2 or images.device.type != "cpu" or not isinstance(network, Swin) or network.compiled:
         return network(images, factors)
     if factors is None and network.training:  # here, for threads would draw in any order
