@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from swinexp.swin import Swin, by_threads
+from swinexp.swin.threads import ENOUGH
 from tests.conftest import SMALL_NETWORK, network
 
 
@@ -164,7 +165,7 @@ def test_an_error_in_a_thread_is_raised_here() -> None:
     model = small()
 
     def fail(*_: object) -> None:
-        if len(_) and threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             raise ValueError("in a thread")
 
     model.layers[1].register_forward_pre_hook(fail)  # type: ignore[index]
@@ -181,7 +182,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 
 
 def test_a_thread_has_enough_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr("swinexp.swin.threads.ENOUGH", ENOUGH)  # as it is
     monkeypatch.setattr("swinexp.swin.threads._team", lambda *_: 1 / 0)
     by_threads(small(), images(128))
     assert network().work == pytest.approx(242_759_424, rel=0.1)  # the reference: fvcore counts as many

@@ -23,22 +23,24 @@ ENOUGH = 2**31  # multiply-adds of a thread; with less, threads wait for each ot
 
 
 def by_threads(network: Callable[..., Tensor], images: Tensor, factors: Tensor | None = None) -> Tensor:
-    """`network(images, factors)`; a `Swin` on a CPU, unless it is compiled, in one part of the batch for each thread.
+    """`network(images, factors)`; a `Swin` on a CPU, unless it is compiled, in a part of the batch for each thread
+    that then has enough to do.
 
     (B, 3, height, width), and (blocks, 2, B, 1, 1) of drop path -> (B, classes). The values are the same to rounding,
     and to the last bit for the same `torch.get_num_threads()`. Hooks on modules see a part at a time, from several
     threads.
     """
+    if images.device.type != "cpu" or not isinstance(network, Swin) or network.compiled:
+        return network(images, factors)
     cores = torch.get_num_threads()
-    threads = min(cores, len(images) * network.work // ENOUGH) if isinstance(network, Swin) else 1
-    if threads < 2 or images.device.type != "cpu" or not isinstance(network, Swin) or network.compiled:
+    threads = min(cores, len(images) * network.work // ENOUGH)
+    if threads < 2:
         return network(images, factors)
     if factors is None and network.training:  # here, for threads would draw in any order
         factors = network.draw_drop_path(len(images), torch.default_generator)
     x = network.tokens(images)
     weights = [p for p in network.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-    needed = torch.is_grad_enabled() and (x.requires_grad or bool(weights))
-    logits: Tensor = _InParts.apply(network, _team(threads, cores), threads, needed, x, factors, *weights)
+    logits: Tensor = _InParts.apply(network, _team(threads, cores), threads, x, factors, *weights)
     return logits
 
 
@@ -51,13 +53,13 @@ class _InParts(torch.autograd.Function):
         network: Swin,
         team: ThreadPoolExecutor,
         threads: int,
-        needed: bool,
         x: Tensor,
         factors: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
         size = -(-len(x) // threads)
-        parts = [part.requires_grad_(needed and x.requires_grad) for part in x.detach().split(size)]
+        needed = any(ctx.needs_input_grad)
+        parts = [part.requires_grad_(x.requires_grad) for part in x.detach().split(size)]
         drawn = [None] * len(parts) if factors is None else factors.split(size, dim=2)
         dtype, halved = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
@@ -84,7 +86,7 @@ class _InParts(torch.autograd.Function):
             for other in others:
                 first = first if other is None else other if first is None else first + other
             to_weights.append(first)
-        return None, None, None, None, to_x, None, *to_weights
+        return None, None, None, to_x, None, *to_weights
 
 
 @cache
