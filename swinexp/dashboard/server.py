@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from swinexp.track import key_is_configured
 
 OFFLINE = "offline=true writes the pages into files instead"
 PATIENCE = 10  # seconds that a server may take to answer
+LET_GO = 1.0  # seconds for W&B's own process to give up a question, see `_answered`
 
 T = TypeVar("T")
 
@@ -62,6 +64,9 @@ def _answered(ask: Callable[[], T]) -> T:
     try:
         return ask()
     except Exception as error:  # W&B's own, requests', and those of what the server did not say
+        # A question given up is still acknowledged. Whoever ends before that has W&B's process fail on the closed
+        # connection without reading that it shall end, and then waits for it for ever.
+        time.sleep(LET_GO)
         raise Ended(
             f"W&B could not be asked ({one_line(error, 160)}); the same command tries again, {OFFLINE}"
         ) from error
