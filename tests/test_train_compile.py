@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from swinexp.mistake import Mistake
 from swinexp.train import build_model, build_state, compile_model, prepare, train
 from swinexp.train.devices import COMPILE_PAYS, captures, compiles
 from tests.conftest import STRONG, small_run, timeless, trained
@@ -84,6 +85,40 @@ def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(value, before[name]), name
     assert all(p.grad is None for p in model.parameters())
     assert not state.optimizer.state
+
+
+def test_auto_trains_on_where_the_network_cannot_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import swinexp.train.loop as loop
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise torch._dynamo.exc.TorchDynamoException("no compiler\nand a long story")
+
+    plain, _ = trained(tmp_path / "plain/last.pt", *STRONG, "patch=p2_conv")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", broken))
+    monkeypatch.setattr(loop, "compiles", lambda *_: True)
+    figures, _ = trained(tmp_path / "auto/last.pt", *STRONG, "patch=p2_conv")
+    assert "the network cannot be compiled, so that training is slower: no compiler" in caplog.messages
+    assert figures == plain
+    with pytest.raises(
+        Mistake, match=r"^trainer\.compile=true: the network cannot be compiled \(no compiler\)\. Type "
+    ):
+        trained(tmp_path / "true/last.pt", *STRONG, "trainer.compile=true")
+
+
+@pytest.mark.slow
+def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+    tiny = ["data=digits", "model=nano", "trainer.limit_train=32", "trainer.batch_size=32", "wandb=disabled"]
+    done = subprocess.run(
+        [sys.executable, "-m", "swinexp.run", *tiny, "trainer.compile=true"],
+        env={**{key: value for key, value in os.environ.items() if key not in ("CC", "CXX")}, "PATH": str(tmp_path)},
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("swinexp: trainer.compile=true: the network cannot be compiled (InvalidCxxCompiler: ")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from swinexp.augment import augment, mirrored_in_turn, normalise
 from swinexp.data import Dataset, Split
 from swinexp.folder import candidates
-from swinexp.mistake import OutOfMemory, first_line
+from swinexp.mistake import Mistake, OutOfMemory, first_line
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin, by_threads
@@ -336,7 +336,8 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     """Make ready for the first step: compile the network for training and for evaluation, and capture a step as a CUDA
     graph, each if the run is to; returns the seconds that it took, or None where there is nothing to do.
 
-    Both train on a batch of their own, which leaves no trace in the weights.
+    Both train on a batch of their own, which leaves no trace in the weights. Where the network cannot be compiled,
+    `trainer.compile=auto` goes on without, and says so. Raises `Mistake` where it was asked for.
     """
     device, trainer = dataset.mean.device, run.trainer
     images = (trainer.epochs - len(state.history)) * state.steps * trainer.batch_size
@@ -346,30 +347,55 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     began = time.perf_counter()
     if compiled and not state.model.compiled:  # else it is the network of the run before
         state.model.compile()
-    running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
-    generator = Generator(device).manual_seed(0)
-    batch = next(iter(dataset.train.each([torch.arange(trainer.batch_size, device=dataset.train.labels.device)])))
-    mirrored = torch.zeros(trainer.batch_size, dtype=torch.bool, device=device)
-    pixels, labels = augmented(run, dataset, batch, generator, mirrored)
-    factors = state.model.draw_drop_path(trainer.batch_size, generator)
-    state.forward.train()
-    if captured:
-        try:
-            state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
-        except RuntimeError as error:
-            reason = first_line(error)
-            log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
-    else:
-        gradients(run, state, pixels, labels, factors)
-    state.optimizer.zero_grad(set_to_none=True)
-    for name, value in state.model.named_buffers():
-        value.copy_(running[name])
-    next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
+    try:
+        _first_calls(run, state, dataset, captured)
+    except RuntimeError as error:
+        if not (compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+            raise
+        reason = first_line(error).rstrip(".")
+        if trainer.compile != "auto":
+            raise Mistake(
+                f"trainer.compile={trainer.compile}: the network cannot be compiled ({reason}). "
+                "Type trainer.compile=false, unless you can install what is missing"
+            ) from error
+        log.warning("the network cannot be compiled, so that training is slower: %s", reason)
+        state.model._compiled_call_impl = None
+        if not captured:
+            return None
+        compiled = False
+        _first_calls(run, state, dataset, captured)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
     log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
     return seconds
+
+
+def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:
+    """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
+    device, batch_size = dataset.mean.device, run.trainer.batch_size
+    running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
+    generator = Generator(device).manual_seed(0)
+    batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
+    mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
+    pixels, labels = augmented(run, dataset, batch, generator, mirrored)
+    factors = state.model.draw_drop_path(batch_size, generator)
+    state.forward.train()
+    try:
+        if captured:
+            state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
+        else:
+            gradients(run, state, pixels, labels, factors)
+    except RuntimeError as error:
+        if not captured or (state.model.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+            raise
+        reason = first_line(error)
+        log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        for name, value in state.model.named_buffers():
+            value.copy_(running[name])
+    next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
 
 
 def summarise(history: Sequence[Metrics]) -> dict[str, float]:
