@@ -11,13 +11,12 @@ device and on the host have to be the same.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import first_line, machine
 from torch import Tensor
 
 from swinexp import CONF
@@ -112,8 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else "CPU alone: it is compared with itself"
-    lines = [f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}"]
+    lines = [first_line(machine(device, "CPU alone: it is compared with itself"))]
     wrong = 0
 
     def tell(what: str, difference: float, most: float) -> None:

@@ -12,11 +12,10 @@ ours augments 50,000 images.
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Callable
-from datetime import date
 
 import torch
+from machine import first_line, machine
 from model import measure
 from PIL import Image
 from torch import Tensor
@@ -76,8 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    print(first_line(machine(device)))
     print(f"{'':32}{'ours':>12}{'torchvision':>14}   ours is faster by   50,000 images")
     for batch in options.batch:
         count = batch * batches_at_once(batch, 3 * 32 * 32, device)  # as in training

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import first_line, machine
 from torch import Tensor, nn
 
 from swinexp.config import typed
@@ -154,8 +153,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_memory()  # as a run does; it serves the peers as well
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    about = machine(device)
+    print(first_line(about))
     print(f"{'':28}{'ours':>10}{'timm':>10}{'torchvision':>13}   ours is faster by   first call, s")
     results = []
     for compiled in (False, True) if options.compile else (False,):
@@ -186,7 +185,6 @@ def main() -> None:
                     f"{label:28}{speeds[0]:10.1f}{speeds[1]:10.1f}{speeds[2]:13.1f}   {ratios:17}   {first}", flush=True
                 )
     if options.json:
-        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__}
         options.json.write_text(json.dumps({**about, "rows": results}, indent=2) + "\n")
 
 

@@ -20,16 +20,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import first_line, machine
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
@@ -193,8 +192,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    about = machine(device)
+    print(first_line(about))
     print(f"{'images/s':28}{'ours':>10}{'script':>10}   ours is faster by   (rounds)      first epoch, s")
     rows = []
     for batch in options.batch:
@@ -220,8 +219,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "images": options.images}
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**about, "images": options.images, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

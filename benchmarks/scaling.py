@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import first_line, machine
 from model import inference, timed, train_step
 
 from swinexp.config import Run, typed
@@ -68,8 +67,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the network")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    about = machine(device)
+    print(first_line(about))
     print(f"{'':12}{'':>8}{'MFLOPs':>10}{'activations':>13}{'train, ms':>11}{'inference, ms':>15}")
     tables = {}
     for axis, (values, overrides) in axes(options).items():
@@ -108,8 +107,9 @@ def main() -> None:
         )
         tables[axis] = {"values": values, **columns, "slopes": slopes}
     if options.json:
-        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "overrides": options.overrides}
-        options.json.write_text(json.dumps({**about, "tables": tables}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({**about, "overrides": options.overrides, "tables": tables}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

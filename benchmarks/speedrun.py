@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import first_line, machine
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -49,8 +48,8 @@ def main() -> None:
         sys.exit(code)
     folder = Path("outputs/sweeps") / name
     runs = [told(folder / str(number)) for number in range(options.seeds)]
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    about = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(first_line(about))
     for key in ("test/accuracy", "ema/test/accuracy"):
         values = [run[key] for run in runs if key in run]
         if values:
@@ -62,8 +61,9 @@ def main() -> None:
     warm = statistics.median(run["train_seconds"] for run in runs[1:] or runs)
     print(f"seconds of training   warm {warm:.1f}   cold {cold:.1f}, compiling included")
     if options.out:
-        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "command": sys.argv[1:]}
-        options.out.write_text(json.dumps({**about, "warm": warm, "cold": cold, "runs": runs}, indent=2) + "\n")
+        options.out.write_text(
+            json.dumps({**about, "command": sys.argv[1:], "warm": warm, "cold": cold, "runs": runs}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

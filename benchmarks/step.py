@@ -14,16 +14,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from machine import first_line, machine
 from model import ours, timed, timm, torchvision, train_step
 
 from swinexp.config import typed
@@ -96,9 +95,8 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("it measures a GPU, and there is none; benchmarks/model.py measures a CPU")
-    print(
-        f"{date.today()}  {torch.cuda.get_device_name()}  torch {torch.__version__}  Python {platform.python_version()}"
-    )
+    about = machine(torch.device("cuda"))
+    print(first_line(about))
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for variant in variants(options.batch):
@@ -121,7 +119,6 @@ def main() -> None:
     for variant, error in failed.items():
         print(f"{variant!s:44}{variant.batch:6}  failed: {error}")
     if options.json:
-        about = {"date": str(date.today()), "device": torch.cuda.get_device_name(), "torch": torch.__version__}
         options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
 
 

@@ -16,17 +16,16 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import first_line, machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,9 +98,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", help="for every run")
     options = parser.parse_args()
-    cuda = torch.cuda.is_available()
-    chip = torch.cuda.get_device_name() if cuda else f"CPU, {len(os.sched_getaffinity(0))} cores"
-    print(f"{date.today()}  {chip}  torch {torch.__version__}  Python {platform.python_version()}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about = machine(device, f"CPU, {len(os.sched_getaffinity(0))} cores")
+    print(first_line(about))
     print(f"{'':18}{'trials/h':>10}{'seconds':>10}{'epochs':>8}{'best val/accuracy':>20}   ours is faster by")
     told: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for turn in range(options.rounds):
@@ -120,8 +119,7 @@ def main() -> None:
         epochs = statistics.median(each["epochs"] for each in rounds)
         print(f"{name:18}{3600 * options.trials / seconds:10.0f}{seconds:10.1f}{epochs:8.0f}{best:>20}   {ratio:.2f}×")
     if options.json:
-        about = {"date": str(date.today()), "device": chip, "torch": torch.__version__, "trials": options.trials}
-        options.json.write_text(json.dumps({**about, "ways": told}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**about, "trials": options.trials, "ways": told}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
