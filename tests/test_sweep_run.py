@@ -320,6 +320,15 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
+def test_choices_of_numbers_are_drawn_without_a_word(tmp_path: Path, command: Command) -> None:
+    grid = (*SWEEP, "hydra/sweeper/sampler=grid", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    done = command(*grid, "trainer.label_smoothing=0.0,0.1", "hydra.sweeper.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert (folder_of(tmp_path) / "plots" / "slices.png").exists()
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"study", "trial", "best:", "in"}
+
+
+@pytest.mark.slow
 def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: Command) -> None:
     grid = (*SWEEP, "hydra/sweeper/sampler=grid", "trainer.epochs=1", "schedule.warmup_epochs=0")
     assert command(*grid, "window=w2,w4").returncode == 0

@@ -219,6 +219,7 @@ def _write_pngs(
     except ImportError:
         return []
     matplotlib.use("Agg")
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # it wonders about choices that are numbers
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as library
