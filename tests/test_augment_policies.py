@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchvision.transforms import functional as theirs
 
 from swinexp.augment import policies
 from swinexp.augment.colour import turn_hue
-from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, blend, operate, where
+from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, blend, operate, operate_compiled, where
 from swinexp.augment.policies import DRAWN, SIGNED, auto_augment, rand_augment, trivial_augment
 from swinexp.augment.spatial import resized_crop
 
@@ -182,3 +183,48 @@ def test_a_resized_crop_is_torchvisions() -> None:
         mine = resized_crop(images, *corners)
         expected = theirs.resized_crop(images, top, left, height, width, [32, 32], antialias=False)
         assert ((mine.int() - expected.int()).abs() <= 1).float().mean() > 0.999
+
+
+@pytest.mark.slow
+def test_compiled_operations_are_the_same_for_any_number_of_images() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    generator = Generator().manual_seed(0)
+    for repeats in (5, 8):
+        images = pictures().repeat(repeats, 1, 1, 1)
+        operation = torch.arange(len(images)) % len(OPERATIONS)
+        level = torch.randint(policies.BINS, (len(images),), generator=generator)
+        magnitude = policies._wide(CPU)[operation, level]
+        plain = operate(images, operation, magnitude)
+        difference = (operate_compiled(images, operation, magnitude).int() - plain.int()).abs()
+        geometric = torch.isin(operation, torch.tensor([CODES[name] for name in GEOMETRIC]))
+        assert difference[~geometric].max() == 0
+        assert difference.max() <= 1
+        assert (difference > 0).double().mean() < 1e-3
+        assert not torch.equal(plain, images)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # and no second for the other number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", policies.POLICIES)
+def test_compiled_policies_draw_as_they_do_otherwise(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(images: Tensor, *arguments: Tensor) -> Tensor:
+        calls.append(len(images))
+        return operate_compiled(images, *arguments)
+
+    monkeypatch.setattr(policies, "operate_compiled", counted)
+    choices = {
+        "trivial": trivial_augment,
+        "auto": auto_augment,
+        "rand": partial(rand_augment, operations=2, magnitude=9),
+    }
+    draw = choices[policy]
+    images = pictures().repeat(5, 1, 1, 1)
+    plain = draw(images, generator=Generator().manual_seed(1))
+    assert not calls
+    compiled = draw(images, generator=Generator().manual_seed(1), compiled=True)
+    assert len(calls) == (1 if policy == "trivial" else 2)
+    assert ((plain.int() - compiled.int()).abs() > 1).double().mean() < 1e-3  # a second operation may enlarge a 1
+    assert not torch.equal(plain, images)

@@ -108,20 +108,22 @@ def augment(
     generator: Generator,
     mirrored: Tensor | None = None,
     batch: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """uint8 images (B, 3, H, W) and labels (B,) -> normalised float images, label weights (B, K) that sum to 1.
 
     `mean` and `std` are (3,); `generator` is on the images' device and decides every draw; `mirrored` (B,) says
     which images `flip_in_turn` mirrors. They may be several batches of `batch` images, which are not mixed with others.
+    With `compiled`, a policy's operations are compiled, see `operate_compiled`.
     """
     if config.resized_crop is not None:
         images = random_resized_crop(images, config.resized_crop, generator)
     if config.policy == "trivial":
-        images = trivial_augment(images, generator)
+        images = trivial_augment(images, generator, compiled)
     elif config.policy == "rand":
-        images = rand_augment(images, config.rand_operations, config.rand_magnitude, generator)
+        images = rand_augment(images, config.rand_operations, config.rand_magnitude, generator, compiled)
     elif config.policy == "auto":
-        images = auto_augment(images, generator)
+        images = auto_augment(images, generator, compiled)
     if config.flip and mirrored is None:
         mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     if config.crop:

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, operate
+from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, operate, operate_compiled
 
 POLICIES = ("trivial", "rand", "auto")
 SIGNED = (*GEOMETRIC, "brightness", "color", "contrast", "sharpness")
@@ -46,17 +46,19 @@ CIFAR10 = (
 )
 
 
-def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
+def trivial_augment(images: Tensor, generator: Generator, compiled: bool = False) -> Tensor:
     """One operation on each image, of a magnitude drawn anew: TrivialAugment, wide (arXiv 2103.10158).
 
     (B, 3, H, W) uint8 -> the same
     """
     operation = _drawn(images, generator)
     level = torch.randint(BINS, (len(images),), generator=generator, device=images.device)
-    return _signed(images, operation, _wide(images.device)[operation, level], generator)
+    return _signed(images, operation, _wide(images.device)[operation, level], generator, compiled)
 
 
-def rand_augment(images: Tensor, operations: int, magnitude: int, generator: Generator) -> Tensor:
+def rand_augment(
+    images: Tensor, operations: int, magnitude: int, generator: Generator, compiled: bool = False
+) -> Tensor:
     """So many operations on each image, all of bin `magnitude` of 0 … 30: RandAugment (arXiv 1909.13719).
 
     (B, 3, H, W) uint8 -> the same
@@ -64,11 +66,11 @@ def rand_augment(images: Tensor, operations: int, magnitude: int, generator: Gen
     space = _narrow(images.shape[-2], images.shape[-1], BINS, images.device)
     for _ in range(operations):
         operation = _drawn(images, generator)
-        images = _signed(images, operation, space[operation, magnitude], generator)
+        images = _signed(images, operation, space[operation, magnitude], generator, compiled)
     return images
 
 
-def auto_augment(images: Tensor, generator: Generator) -> Tensor:
+def auto_augment(images: Tensor, generator: Generator, compiled: bool = False) -> Tensor:
     """A pair of operations on each image, each with its probability: AutoAugment's policy for CIFAR-10.
 
     (B, 3, H, W) uint8 -> the same
@@ -79,7 +81,7 @@ def auto_augment(images: Tensor, generator: Generator) -> Tensor:
     for operations, probabilities, levels in _cifar10(device):
         happens = torch.rand(B, generator=generator, device=device) < probabilities[pair]
         operation = torch.where(happens, operations[pair], CODES["identity"])
-        images = _signed(images, operation, space[operation, levels[pair]], generator)
+        images = _signed(images, operation, space[operation, levels[pair]], generator, compiled)
     return images
 
 
@@ -89,11 +91,12 @@ def _drawn(images: Tensor, generator: Generator) -> Tensor:
     return _codes(DRAWN, images.device)[drawn]
 
 
-def _signed(images: Tensor, operation: Tensor, magnitude: Tensor, generator: Generator) -> Tensor:
+def _signed(images: Tensor, operation: Tensor, magnitude: Tensor, generator: Generator, compiled: bool) -> Tensor:
     """`operate`, with the magnitudes of operations that have two directions turned round for half of the images."""
     turned = torch.randint(2, (len(images),), generator=generator, device=images.device).bool()
     turned &= torch.isin(operation, _codes(SIGNED, images.device))
-    return operate(images, operation, torch.where(turned, -magnitude, magnitude))
+    magnitude = torch.where(turned, -magnitude, magnitude)
+    return (operate_compiled if compiled else operate)(images, operation, magnitude)
 
 
 # Constants are kept on the device that they are used on: a copy there would wait for it at every step.

@@ -22,7 +22,7 @@ from swinexp.mistake import Mistake, OutOfMemory, first_line
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin, by_threads
-from swinexp.train.devices import autocast, captures, compiles, derive
+from swinexp.train.devices import autocast, captures, compiles, compiles_augmentation, derive
 from swinexp.train.graph import Captured, Gradients
 from swinexp.train.processes import joined, shared, summed, unshared
 from swinexp.train.setup import steps_per_epoch
@@ -171,7 +171,10 @@ def augmented(
 ) -> tuple[Tensor, Tensor]:
     """Images as the network is trained on them, (B, 3, S, S), and label weights (B, K); see `augment`."""
     mean, std, classes = dataset.mean, dataset.std, len(dataset.classes)
-    return augment(run.augmentation, split.images, split.labels, classes, mean, std, generator, mirrored, batch)
+    compiled = compiles_augmentation(run.trainer, mean.device)
+    return augment(
+        run.augmentation, split.images, split.labels, classes, mean, std, generator, mirrored, batch, compiled
+    )
 
 
 def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None, index: int) -> None:
