@@ -80,7 +80,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list
     mirrored: list[Any] = []
 
     def record(config: object, images: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        *_, flips, size = rest
+        *_, flips, size, _ = rest
         assert isinstance(size, int)
         for batch in images.split(size):
             seen.append([image.numpy().tobytes() for image in batch])
