@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +58,7 @@ def test_without_a_key_one_line_says_so() -> None:
 def test_what_cannot_be_sent_is_told_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     run("first")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("swinexp.track.sync.subprocess.run", lambda *_, **__: None)
     with pytest.raises(Ended, match="1 run could not be sent; the same command tries again"):
         send(Path("outputs/wandb"), ["wandb", "sync"])
@@ -71,3 +75,24 @@ def test_a_file_that_is_open_is_left_alone() -> None:
         assert being_written([file]) == ({file} if sys.platform == "linux" else set())
         assert sync().stdout.startswith("1 run still being written")
     assert being_written([file]) == set()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_is_told_and_ctrl_c_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("first")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "swinexp.track.sync"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert re.fullmatch(
+            r"http://127\.0\.0\.1:9 does not answer \(.*refused.*\): W&B goes on trying, ctrl-C ends it\n", line
+        )
+        while "Syncing 1 run" not in line:
+            line = process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.endswith("swinexp: stopped; the same command sends the rest\n")
+    assert len(unsent(Path("outputs/wandb"))) == 1

@@ -11,8 +11,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from swinexp.mistake import Ended, Mistake, one_line
@@ -39,6 +42,17 @@ def being_written(paths: Iterable[Path]) -> set[Path]:
     return {path for path in paths if str(path.resolve()) in opened}
 
 
+def silence(server: str, seconds: float = 10) -> str | None:
+    """Why a server is not there, if it is not: whatever it answers will do."""
+    try:
+        urllib.request.urlopen(server, timeout=seconds).close()
+    except (urllib.error.HTTPError, HTTPException):
+        return None
+    except (OSError, ValueError) as error:
+        return one_line(error)
+    return None
+
+
 def runs(paths: Iterable[Path]) -> str:
     count = len({path.name for path in paths})  # run-<id>.wandb
     return f"{count} {'run' if count == 1 else 'runs'}"
@@ -56,6 +70,11 @@ def sync(place: Path, command: Sequence[str]) -> None:
         return
     if not key_is_configured():
         raise Mistake(f"{runs(ready)} to send, and no API key is configured. Type wandb login")
+    import wandb
+
+    server = str(wandb.setup().settings.base_url)
+    if (reason := silence(server)) is not None:
+        print(f"{server} does not answer ({reason}): W&B goes on trying, ctrl-C ends it", file=sys.stderr)
     begun = [path for path in late(place) if path in ready]
     whole = [path for path in ready if path not in begun]
     if whole:
@@ -80,6 +99,9 @@ def main() -> None:
     except (Mistake, Ended) as end:
         print(f"swinexp: {end}", file=sys.stderr)
         sys.exit(1 if isinstance(end, Ended) else 2)
+    except KeyboardInterrupt:
+        print("swinexp: stopped; the same command sends the rest", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
