@@ -194,6 +194,10 @@ class Swin(nn.Module):
         """Whether `compile` was called."""
         return self._compiled_call_impl is not None
 
+    def uncompile(self) -> None:
+        """Undo `compile`."""
+        self._compiled_call_impl = None
+
     def stages(self) -> Iterator[Stage]:
         """One after the other."""
         return (stage for stage in self.layers if isinstance(stage, Stage))

@@ -45,9 +45,8 @@ def being_written(paths: Iterable[Path]) -> set[Path]:
 def silence(server: str, seconds: float = 10) -> str | None:
     """Why a server is not there, if it is not: whatever it answers will do."""
     try:
-        urllib.request.urlopen(server, timeout=seconds).close()
-    except (urllib.error.HTTPError, HTTPException):
-        return None
+        with suppress(urllib.error.HTTPError, HTTPException):
+            urllib.request.urlopen(server, timeout=seconds).close()
     except (OSError, ValueError) as error:
         return one_line(error)
     return None

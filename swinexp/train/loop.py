@@ -353,7 +353,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     try:
         _first_calls(run, state, dataset, captured)
     except RuntimeError as error:
-        if not (compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+        if not _compiler_failed(state, error):
             raise
         reason = first_line(error).rstrip(".")
         if trainer.compile != "auto":
@@ -362,7 +362,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
                 "Type trainer.compile=false, unless you can install what is missing"
             ) from error
         log.warning("the network cannot be compiled, so that training is slower: %s", reason)
-        state.model._compiled_call_impl = None
+        state.model.uncompile()
         if not captured:
             return None
         compiled = False
@@ -390,7 +390,7 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
         else:
             gradients(run, state, pixels, labels, factors)
     except RuntimeError as error:
-        if not captured or (state.model.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+        if not captured or _compiler_failed(state, error):
             raise
         reason = first_line(error)
         log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
@@ -399,6 +399,11 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
         for name, value in state.model.named_buffers():
             value.copy_(running[name])
     next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
+
+
+def _compiler_failed(state: State, error: RuntimeError) -> bool:
+    # Asked of a compiled network alone: torch imports its compiler at the first mention.
+    return state.model.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)
 
 
 def summarise(history: Sequence[Metrics]) -> dict[str, float]:
