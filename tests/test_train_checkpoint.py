@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,11 @@ import torch
 
 from swinexp.folder import best, earlier
 from swinexp.mistake import Mistake
+from swinexp.track.history import read_history
+from swinexp.track.wandb import records
 from swinexp.train import Asked, Interrupted, build_state, prepare, train
-from tests.conftest import SMALL, STRONG, Command, Record, small_run, trained
+from swinexp.train.checkpoint import Saving
+from tests.conftest import SMALL, STRONG, Command, Record, small_run, timeless, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
 LEFT_OVER = "trainer.limit_train=210"  # 10 images of an epoch
@@ -146,6 +151,81 @@ def test_a_signal_passed_on_twice_is_one_and_a_second_one_stops_at_once(monkeypa
             assert interrupted.value.exit_code == 128 + number
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_and_leaves_no_trace_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Schedule-free weights are evaluated elsewhere than trained.
+    options = (*STRONG, "trainer.keep=3", "trainer.ema=0.9", "optimizer=schedule_free", "schedule=constant")
+    trained(tmp_path / "unbroken/last.pt", *options)
+    save, further = torch.save, threading.Event()
+
+    def slow(saved: dict[str, int], file: object) -> None:
+        if saved["step"] == STEPS:
+            assert further.wait(60)
+        save(saved, file)  # type: ignore[arg-type]
+
+    def tick(step: int, _: float) -> None:
+        if step == STEPS + 2:
+            further.set()
+
+    monkeypatch.setattr("torch.save", slow)
+    run, record = small_run(*options), Record()
+    train(run, *prepare(run), tmp_path / "beside/last.pt", watch=record, tick=tick)
+    assert record.epochs == [1, 2, 3]
+    for name in ("last.pt", "last-1.pt", "last-2.pt"):
+        one, other = (torch.load(tmp_path / place / name, weights_only=True) for place in ("unbroken", "beside"))
+        for part in ("model", "ema", "losses", "norms", "step"):
+            torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
+        torch.testing.assert_close(one["optimizer"]["state"], other["optimizer"]["state"], rtol=0, atol=0)
+        assert [*map(timeless, one["history"])] == [*map(timeless, other["history"])]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, threading
+import torch
+from swinexp import run
+from swinexp.track import Tracker
+writing, save, tick = threading.Event(), torch.save, Tracker.tick
+def slow(saved, file):
+    if saved.get("step") == 8:
+        file.write(b"half of it")
+        file.flush()
+        writing.set()
+        threading.Event().wait()
+    save(saved, file)
+def kill(tracker, step, lr):
+    if step == 10 and writing.wait(60):
+        os.kill(os.getpid(), signal.SIGKILL)
+    tick(tracker, step, lr)
+torch.save, Tracker.tick = slow, kill
+run.cli()
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written_repeats_an_epoch_and_its_line_once(
+    command: Command, tmp_path: Path
+) -> None:
+    arguments = [*SMALL, "wandb=offline", "name=killed"]
+    folder = tmp_path / "outputs/runs/killed"
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, *arguments], timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(read_history(folder / "metrics.jsonl")) == 2
+    assert torch.load(folder / "checkpoints/last.pt", weights_only=True)["step"] == STEPS
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after epoch 1 (step 4)" in again.stdout
+    assert [row["epoch"] for row in read_history(folder / "metrics.jsonl")] == [1, 2, 3]
+    assert not [*folder.glob("**/.*")]
+    parts = [records(place) for place in (tmp_path / "outputs/wandb").glob("offline-run-*")]
+    items = [each["history"]["item"] for part in parts for each in part if "history" in each]
+    assert sorted(item["epoch"] for item in items) == [1, 2, 3]
+    whole = command(*SMALL, "wandb=disabled", "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    one, other = (json.loads((folder.with_name(name) / "summary.json").read_text()) for name in ("killed", "whole"))
+    for key in ("val/loss", "train/loss", "best/val/accuracy"):
+        assert one[key] == other[key]
+
+
 def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     run = small_run("trainer.epochs=5", "trainer.keep=3", "optimizer.lr=3e-3")
@@ -240,22 +320,32 @@ def test_checkpoints_that_cannot_be_read_are_told(tmp_path: Path, damage: str) -
 
 
 def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "last.pt"
     run = small_run()
     model, _ = prepare(run)
     state = build_state(run, model, STEPS)
     state.step = 7
-    state.save(path, keep=2)
+    with Saving() as saving:
+        state.save(path, 2, saving)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     state.step = 8
-    with pytest.raises(Mistake, match=r"last.pt: a checkpoint cannot be written \(No space left on device\)"):
-        state.save(path, keep=2)
+    mistake = r"last.pt: a checkpoint cannot be written \(No space left on device\)"
+    with pytest.raises(Mistake, match=mistake), Saving() as saving:
+        state.save(path, 2, saving)
+    with pytest.raises(Mistake, match=mistake), Saving() as saving:
+        state.save(path, 2, saving)
+        state.save(path, 2, saving)  # which finds that the first one failed
+        raise AssertionError
+    with pytest.raises(KeyError), Saving() as saving:
+        state.save(path, 2, saving)
+        raise KeyError  # is what ends the run
+    assert "last.pt: a checkpoint cannot be written" in caplog.text
     state.restore(path)
     assert state.step == 7
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]

@@ -6,12 +6,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from swinexp.folder import TEMPORARY, candidates, check_archive, earlier, write_atomically
+from swinexp.folder import TEMPORARY, best, candidates, check_archive, earlier, write_atomically
 from swinexp.mistake import Mistake, first_line
 from swinexp.ranks import rank
 
@@ -20,10 +23,60 @@ log = logging.getLogger(__name__)
 VERSION = 3  # a new one when a checkpoint of before cannot be gone on from
 
 
-def write(path: Path, saved: Mapping[str, Any], keep: int) -> None:
+class Saving:
+    """Writes checkpoints beside training, one at a time, so that a device need not wait for a disk.
+
+    What goes wrong with a file is raised when the next one is to be written, by `wait`, or at the end of the `with`
+    block; where that ends by an error of its own, it is a warning.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._file: Future[None] | None = None
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Mistake as mistake:
+            if error is None:
+                raise
+            log.warning("%s", mistake)
+        finally:
+            self._thread.shutdown()
+
+    def begin(self, write: Callable[[], None]) -> None:
+        """Have a file written, once the one before is. Raises `Mistake` when that one could not be."""
+        self.wait()
+        self._file = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk. Raises `Mistake` when it cannot be written."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.result()
+
+
+def copied(value: Any) -> Any:
+    """A copy, on the host, of tensors in dicts, lists and tuples, which what is trained meanwhile leaves as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return value
+
+
+def write(path: Path, saved: Mapping[str, Any], keep: int, is_best: bool = False) -> None:
     """Write the newest checkpoint; those before it move back by one, and the oldest of `keep` goes.
 
-    At every moment a whole one has the name `path`. Raises `Mistake` when there is no room for it.
+    At every moment a whole one has the name `path`. The best so far is best.pt too. Raises `Mistake` when there is no
+    room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     newest = path.with_name(f".{path.name}{TEMPORARY}")
@@ -40,6 +93,8 @@ def write(path: Path, saved: Mapping[str, Any], keep: int) -> None:
     if keep > 1 and path.exists():
         link(path, earlier(path, 1))
     os.replace(newest, path)
+    if is_best:
+        link(path, best(path))
 
 
 def link(path: Path, other: Path) -> None:

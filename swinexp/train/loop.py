@@ -22,6 +22,7 @@ from swinexp.mistake import Mistake, OutOfMemory, first_line
 from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin, by_threads
+from swinexp.train.checkpoint import Saving
 from swinexp.train.devices import autocast, captures, compiles, compiles_augmentation, derive
 from swinexp.train.graph import Captured, Gradients
 from swinexp.train.processes import joined, shared, summed, unshared
@@ -47,14 +48,14 @@ def train(
 ) -> dict[str, float]:
     """Train until `run.trainer.epochs` epochs are done, from `checkpoint` on, or one beside it, where there is any.
 
-    `watch` receives each epoch, from 1, and its metrics when its checkpoint is written; on resuming, first those of
-    the epochs that were finished before. `tick` receives the number of finished steps after each, and its lr.
+    `watch` receives each epoch, from 1, and its metrics while its checkpoint is being written; on resuming, first those
+    of the epochs that a checkpoint holds. `tick` receives the number of finished steps after each, and its lr.
     Returns the figures of the whole run.
     Raises `Interrupted` after SIGINT or SIGTERM, with a checkpoint of the last finished step; SIGUSR1 only writes one.
     Raises `Diverged` and `OutOfMemory`; the last checkpoint is then of before.
     """
     device = dataset.mean.device
-    with joined(device), Asked() as asked:
+    with joined(device), Asked() as asked, Saving() as saving:
         state = build_state(run, model, steps_per_epoch(run, dataset))
         if candidates(checkpoint):
             state.restore(checkpoint)
@@ -77,12 +78,13 @@ def train(
             if not finished:
                 state.gathered(run)  # what has diverged is not kept
             if rank() == 0:
-                state.save(checkpoint, run.trainer.keep)
+                state.save(checkpoint, run.trainer.keep, saving)
             if finished:
                 watch(len(state.history), state.history[-1])
             number = number or (0 if size() > 1 else asked.now())
             asked.forget(SAVING)
             if number and number != SAVING and not done(run, state.history):
+                saving.wait()
                 raise Interrupted(number, checkpoint)
         if len(state.history) < run.trainer.epochs:
             log.info("no better val/accuracy in %d epochs (trainer.patience): the run ends", run.trainer.patience)

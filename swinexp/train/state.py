@@ -128,37 +128,40 @@ class State:
         figures = (f"{key} {self.history[-1][key]:.4g}" for key in ("train/loss", "val/loss", "val/accuracy"))
         return f"epoch {len(self.history)} had {', '.join(figures)}"
 
-    def save(self, path: Path, keep: int) -> None:
-        """Write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`.
+    def save(self, path: Path, keep: int, saving: checkpoint.Saving) -> None:
+        """Begin to write a checkpoint that takes the place of the last one only when it is whole. Raises `Mistake`.
 
-        Its "model" holds the weights that are evaluated. After the best epoch it is best.pt too.
+        It is of this moment, whatever is trained while it is written. Its "model" holds the weights that are evaluated.
+        After the best epoch it is best.pt too.
         """
-        saved = {
-            "device": self.losses.device.type,
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.weights,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "losses": self.losses,
-            "norms": self.norms,
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-        }
         with averaged(self.optimizer):
-            checkpoint.write(path, saved, keep)
-        self._keep_best(path)
+            saved = checkpoint.copied(
+                {
+                    "device": self.losses.device.type,
+                    "model": self.model.state_dict(),
+                    "ema": None if self.ema is None else self.ema.weights,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                    "losses": self.losses,
+                    "norms": self.norms,
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "history": self.history,
+                }
+            )
+        is_best = self._is_best()
+        saving.begin(lambda: checkpoint.write(path, saved, keep, is_best))
 
     def restore(self, path: Path) -> None:
         """Go back to a checkpoint, to the one before where that is damaged. Raises `Mistake` when none can be read."""
         checkpoint.restore(path, self.losses.device, self._load)
-        if rank() == 0:
-            self._keep_best(path)  # where the run was killed after it had written the checkpoint
+        if rank() == 0 and self._is_best():
+            checkpoint.link(path, best(path))  # where the run was killed after it had written the checkpoint
 
-    def _keep_best(self, path: Path) -> None:
+    def _is_best(self) -> bool:
+        """At the end of the best epoch so far."""
         epochs = len(self.history)
-        if epochs and self.step == epochs * self.steps and best_epoch(self.history) == epochs:
-            checkpoint.link(path, best(path))
+        return bool(epochs) and self.step == epochs * self.steps and best_epoch(self.history) == epochs
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
