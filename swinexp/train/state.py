@@ -134,6 +134,7 @@ class State:
         It is of this moment, whatever is trained while it is written. Its "model" holds the weights that are evaluated.
         After the best epoch it is best.pt too.
         """
+        saving.wait()  # there is one copy at a time
         with averaged(self.optimizer):
             saved = checkpoint.copied(
                 {
