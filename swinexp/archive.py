@@ -25,8 +25,15 @@ T = TypeVar("T")
 def requested(kind: type[T], arguments: Sequence[str]) -> T:
     """A command line of KEY=VALUE as the dataclass that a command takes. Raises OmegaConf's errors, and `Mistake`."""
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
-    cfg = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(list(arguments)))
+    cfg = OmegaConf.structured(kind)
+    for argument in arguments:
+        try:
+            cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([argument]))
+        except YAMLError as error:
+            key, _, given = argument.partition("=")
+            raise Mistake(f"{argument}: cannot be read ({one_line(error)}). Type \"{key}='{given}'\"") from error
     request = OmegaConf.to_object(cfg)
     assert isinstance(request, kind)
     return request

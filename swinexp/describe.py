@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Cost:
     """Of one module. FLOPs and activations are for one image, counted as fvcore does.
 
-    A multiply-add is one FLOP, a normalised value five. Activations are the values that convolutions, linear maps
+    A multiply-add is one FLOP, a normalised value five, or two with the statistics that BatchNorm keeps. Activations are the values that convolutions, linear maps
     and matrix products put out.
     """
 
@@ -56,6 +56,9 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
 
     def norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
         return 2 * 5 * math.prod(shape)  # torch counts a multiply-add as two
+
+    def kept_norm(shape: tuple[int, ...], *_: object, **__: object) -> int:
+        return 2 * 2 * math.prod(shape)
 
     def outputs(*_: object, out_shape: tuple[int, ...], **__: object) -> int:
         return math.prod(out_shape)
@@ -83,7 +86,7 @@ def count(model: nn.Module, image_size: int) -> dict[str, Cost]:
         return total
 
     flops, activations = (
-        counted({aten.native_layer_norm: norm, aten.native_batch_norm: norm}),
+        counted({aten.native_layer_norm: norm, aten._native_batch_norm_legit_no_training: kept_norm}),
         counted(dict.fromkeys(products, outputs)),
     )
     return {

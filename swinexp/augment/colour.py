@@ -38,7 +38,7 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     sixths = torch.where(is_red, blue - green, torch.where(is_green, 2 + red - blue, 4 + green - red))
     hue = (sixths / 6 + turn[:, None, None]).remainder(1) * 6
     # Each channel rises and falls along the circle: red is full around 0, green around 2, blue around 4 sixths.
-    centres = torch.tensor([0, 2, 4], device=images.device).view(1, 3, 1, 1)
+    centres = torch.arange(0, 6, 2, device=images.device).view(1, 3, 1, 1)
     distance = ((hue[:, None] - centres + 3).remainder(6) - 3).abs()
     fullness = (2 - distance).clamp(0, 1)
     turned = high[:, None] - span[:, None] * (1 - fullness)

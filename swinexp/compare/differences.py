@@ -64,13 +64,13 @@ def varied(runs: Sequence[Found]) -> list[str]:
         if len(own) == 1:
             decided = own if _names(group, own[0], runs) else []
         else:
-            decided = [key for key in own if _is_group(group) and _decides(group, key, runs)]
+            decided = [key for key in own if _is_group(group) and decides(group, key, runs)]
         found += [group] if len(decided) > 1 or len(decided) == len(own) else decided
         found += [key for key in own if key not in decided]
     return found
 
 
-def _decides(group: str, key: str, runs: Sequence[Found]) -> bool:
+def decides(group: str, key: str, runs: Sequence[Found]) -> bool:
     """Whether runs of the same option have the same value for a key."""
     seen: dict[str, str] = {}
     pairs = ((option(run, group), as_typed(run.config.get(key))) for run in runs)
@@ -83,7 +83,7 @@ def _names(group: str, key: str, runs: Sequence[Found]) -> bool:
     return (
         len(set(values.values())) == len(values) > 1
         and not any(is_number(run.config.get(key)) for run in runs)
-        and _decides(group, key, runs)
+        and decides(group, key, runs)
     )
 
 
@@ -128,7 +128,15 @@ def condition(text: str) -> tuple[str, str, Any]:
     told = re.fullmatch(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==|<|>|=)\s*(.+?)\s*", text)
     if told is None:
         raise Mistake(f"where={text}: a key, one of < <= > >= = !=, and a value. Type 'where=optimizer.lr<1e-3'")
-    return told[1], told[2], _number(yaml.safe_load(told[3]))
+    return told[1], told[2], _number(_read(told[3]))
+
+
+def _read(text: str) -> Any:
+    """A value as YAML has it, or the words themselves where they are none of its."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:

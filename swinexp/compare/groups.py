@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from swinexp.compare.differences import REPEATED, as_typed, check_key, is_number, value, varied
+from swinexp.compare.differences import REPEATED, as_typed, check_key, decides, is_number, value, varied
 from swinexp.compare.runs import COMPLETE, Found
 from swinexp.compare.statistic import Difference, difference, holm
 from swinexp.mistake import Mistake
@@ -99,8 +99,7 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
     for key in by or ():
         check_key("by", key, runs)
     keys = list(differing if by is None else by)
-    # A group stands for its keys: by=attention is about attention.init too.
-    rest = [key for key in differing if key not in keys and key.partition(".")[0] not in keys]
+    rest = [key for key in differing if key not in keys and not _stood_for(key, keys, judged)]
     members: dict[tuple[str, ...], list[Found]] = {}
     for run in judged:
         members.setdefault(tuple(as_typed(value(run, key)) for key in keys), []).append(run)
@@ -117,16 +116,19 @@ def _brief(setting: Any) -> str:
     return f"{setting:.4g}" if isinstance(setting, float) else as_typed(setting)
 
 
+def _stood_for(key: str, keys: Sequence[str], runs: Sequence[Found]) -> bool:
+    """Whether a group is among `keys` whose option decides a key: by=attention is about attention.init too."""
+    group = key.partition(".")[0]
+    return group in keys and decides(group, key, runs)
+
+
 def _repeated(runs: Sequence[Found], metric: str, rest: Sequence[str]) -> dict[Hashable, float]:
-    """{the seed and whatever else differs within the group: the figure}; the same again gets a number."""
-    figures: dict[Hashable, float] = {}
+    """{the seed and whatever else differs within the group: the figure}, the mean of runs that differ in nothing."""
+    figures: dict[Hashable, set[float]] = {}
     for run in runs:
-        key: tuple[Any, ...] = tuple(as_typed(value(run, each)) for each in (REPEATED, *rest))
-        again = 0
-        while (*key, again) in figures:
-            again += 1
-        figures[(*key, again)] = float(run.summary[metric])
-    return figures
+        repetition = tuple(as_typed(value(run, each)) for each in (REPEATED, *rest))
+        figures.setdefault(repetition, set()).add(float(run.summary[metric]))
+    return {repetition: statistics.fmean(same) for repetition, same in figures.items()}
 
 
 def _base(groups: Sequence[Group], base: str | None) -> int:

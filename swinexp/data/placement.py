@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class HostSplit(Split):
         return replace(self, device=device)
 
     def each(self, indices: Iterable[Tensor | slice]) -> Iterator[Split]:
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = _stream(self.device) if self.device.type == "cuda" else None
         coming: tuple[Split, torch.Event | None] | None = None
         for index in indices:
             batch, coming = coming, self._send(self[index], stream)
@@ -55,6 +56,12 @@ class HostSplit(Split):
             for part in (batch.images, batch.labels):
                 part.record_stream(current)  # its memory belongs to the other stream, and is in use on this one
         return batch
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """For copies; one for good, since freed memory is kept for the stream that it was made for."""
+    return torch.cuda.Stream(device)
 
 
 def place(split: Split, placement: str, device: torch.device) -> Split:

@@ -87,7 +87,7 @@ class Inside(Outside):
         self.reported = (
             set() if curve is None else set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
         )
-        self.best: float | None = None
+        self.best: Mapping[str, float] | None = None  # the figures of the best epoch, as a summary has them
         self.once = once
         self.late: dict[int, float] = {}
 
@@ -123,13 +123,11 @@ class Inside(Outside):
 
     def _value(self, metrics: Mapping[str, float]) -> float:
         assert self.curve is not None
-        key = self.curve.removeprefix("best/")
-        value = metrics[key]
-        if key == self.curve:
-            return value
-        better = min if key.endswith("loss") else max
-        self.best = value if self.best is None else better(self.best, value)
-        return self.best
+        if not self.curve.startswith("best/"):
+            return metrics[self.curve]
+        if self.best is None or metrics["val/accuracy"] > self.best["val/accuracy"]:
+            self.best = metrics
+        return self.best[self.curve.removeprefix("best/")]
 
 
 _current: list[Outside] = [Outside()]

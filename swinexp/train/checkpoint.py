@@ -42,10 +42,10 @@ class Saving:
     ) -> None:
         try:
             self.wait()
-        except Mistake as mistake:
+        except Exception as problem:
             if error is None:
                 raise
-            log.warning("%s", mistake)
+            log.warning("%s", problem)
         finally:
             self._thread.shutdown()
 
@@ -78,23 +78,23 @@ def write(path: Path, saved: Mapping[str, Any], keep: int, is_best: bool = False
     At every moment a whole one has the name `path`. The best so far is best.pt too. Raises `Mistake` when there is no
     room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     newest = path.with_name(f".{path.name}{TEMPORARY}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(newest, lambda file: torch.save({"version": VERSION, **saved}, file))
+        for by in range(keep - 1, 1, -1):
+            if earlier(path, by - 1).exists():
+                os.replace(earlier(path, by - 1), earlier(path, by))
+        if keep > 1 and path.exists():
+            link(path, earlier(path, 1))
+        os.replace(newest, path)
+        if is_best:
+            link(path, best(path))
     except OSError as error:
         kept = f"{path} holds the run up to the checkpoint before" if path.exists() else "There is none before it"
         raise Mistake(
             f"{path}: a checkpoint cannot be written ({error.strerror}). {kept}; make room, and type the same command"
         ) from error
-    for by in range(keep - 1, 1, -1):
-        if earlier(path, by - 1).exists():
-            os.replace(earlier(path, by - 1), earlier(path, by))
-    if keep > 1 and path.exists():
-        link(path, earlier(path, 1))
-    os.replace(newest, path)
-    if is_best:
-        link(path, best(path))
 
 
 def link(path: Path, other: Path) -> None:

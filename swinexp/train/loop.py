@@ -83,8 +83,9 @@ def train(
                 watch(len(state.history), state.history[-1])
             number = number or (0 if size() > 1 else asked.now())
             asked.forget(SAVING)
+            if number:
+                saving.wait()  # who asks for a checkpoint may end this process next
             if number and number != SAVING and not done(run, state.history):
-                saving.wait()
                 raise Interrupted(number, checkpoint)
         if len(state.history) < run.trainer.epochs:
             log.info("no better val/accuracy in %d epochs (trainer.patience): the run ends", run.trainer.patience)

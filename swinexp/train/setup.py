@@ -101,7 +101,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
             run.data.image_size,
             len(dataset.classes),
         )
-        kept: Swin = _again("network", (network, run.trainer.precision, run.trainer.compile, device), lambda: model)
+        kind = (network, run.trainer.precision, run.trainer.compile, device)
+        kept: Swin = _again("network", kind, lambda: model, _forget)
         if kept is not model:
             kept.load_state_dict(model.state_dict())
         model = kept
@@ -116,12 +117,21 @@ def _data(run: Run, device: torch.device) -> Dataset:
 _kept: dict[str, tuple[str, Any]] = {}
 
 
-def _again(what: str, kind: object, make: Callable[[], Any]) -> Any:
+def _again(what: str, kind: object, make: Callable[[], Any], leave: Callable[[Any], object] | None = None) -> Any:
     """What `make` made for the last run of this process, if that was of the same kind: trials share what is warm."""
     if _kept.get(what, ("", None))[0] != repr(kind):
-        _kept.pop(what, None)  # before another one takes its memory
+        before = _kept.pop(what, None)  # before another one takes its memory
+        if before is not None and leave is not None:
+            leave(before[1])
+        del before
         _kept[what] = repr(kind), make()
     return _kept[what][1]
+
+
+def _forget(model: Swin) -> None:
+    """Let go of what a network was compiled to: the compiler keeps a few versions of its code, and then no more."""
+    model.uncompile()
+    torch._dynamo.reset()
 
 
 def steps_per_epoch(run: Run, dataset: Dataset) -> int:
