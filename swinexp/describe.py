@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class Cost:
     """Of one module. FLOPs and activations are for one image, counted as fvcore does.
 
-    A multiply-add is one FLOP, a normalised value five, or two with the statistics that BatchNorm keeps. Activations are the values that convolutions, linear maps
-    and matrix products put out.
+    A multiply-add is one FLOP, a normalised value five, or two with the statistics that BatchNorm keeps. Activations
+    are the values that convolutions, linear maps and matrix products put out.
     """
 
     parameters: int

@@ -22,7 +22,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from swinexp.mistake import Ended, interrupt
+from swinexp.mistake import Ended, interrupt, too_late
 from swinexp.ranks import rank
 from swinexp.sweep.liveness import birth
 from swinexp.sweep.trial import Outside, current_trial, live
@@ -204,9 +204,10 @@ class _Starter:
         """Raise what the run's end was, unless it came to its own."""
         if self.error is not None:
             raise self.error
-        if code == 0:
-            return
         stopping = [number for number in self.asked if number != signal.SIGUSR1]
+        if code == 0:
+            too_late.extend(stopping)
+            return
         if stopping:
             error: Any = interrupt(stopping[0])
             error.checkpoint = checkpoint if (checkpoint := path / "checkpoints" / "last.pt").exists() else None

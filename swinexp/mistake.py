@@ -52,6 +52,10 @@ class OutOfMemory(Ended):
     """The device has not enough memory for a part of a batch."""
 
 
+# Signals that asked a run to stop which had come to its end: who would begin another one follows them.
+too_late: list[int] = []
+
+
 def interrupt(number: int) -> KeyboardInterrupt:
     """What a signal raises; its `exit_code` is the shell's for it."""
     error = KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
@@ -213,6 +217,8 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
     others = [leaf for leaf in leaves(tree) if leaf != key]
     namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
+    if not path:
+        siblings += ["experiment", "sweep", "storage"]  # which compose a run or a sweep, and are no keys of it
     sibling = closest(last, siblings) if isinstance(home, dict) else None
     similar = closest(key, others)
     having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]

@@ -30,7 +30,7 @@ from hydra_plugins.swinexp_sweeper import SwinexpOptuna
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain, first_line
+from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain, first_line, interrupt, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -58,6 +58,8 @@ def main(cfg: DictConfig) -> float | list[float]:
     job = HydraConfig.get()
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else current_trial().group
     options = {name: option for name, option in job.runtime.choices.items() if "/" not in name and option is not None}
+    if too_late:
+        raise interrupt(too_late[0])
     try:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), options, group)
     except (Mistake, Ended) as end:

@@ -186,7 +186,9 @@ def test_a_condition_may_name_what_is_conditional_itself() -> None:
 
 def test_one_key_may_have_a_range_for_each_condition() -> None:
     space = conditional(
-        ({"optimizer": "sgd"}, {"lr": "1,2"}), ({"optimizer": "adamw"}, {"lr": "3,4"}), typed=["optimizer=adamw,sgd"]
+        ({"optimizer": "sgd"}, {"lr": "range(1,2)"}),
+        ({"optimizer": "adamw"}, {"lr": "range(3,4)"}),
+        typed=["optimizer=adamw,sgd"],
     )
     assert space.points() == [
         {"optimizer": "adamw", "lr": 3},
@@ -196,8 +198,22 @@ def test_one_key_may_have_a_range_for_each_condition() -> None:
     ]
     assert space.check({"lr": 2}) == {"lr": 2}
     assert space.check({"lr": 4}) == {"lr": 4}
-    with pytest.raises(Mistake, match="lr=5 is not one of 3,4"):
+    with pytest.raises(Mistake, match=r"lr=5 is not one of range\(3,4\)"):
         space.check({"lr": 5})
+    with pytest.raises(Mistake, match=r"lr=4 is not one of range\(1,2\)"):  # which is the other optimizer's
+        space.check({"optimizer": "sgd", "lr": 4})
+    assert space.distributions({"optimizer": "sgd", "lr": 1})["lr"] == IntDistribution(1, 2)
+    assert space.distributions({"lr": 1}).keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("1,2", "3,4"), ("1,2", "interval(1,2)"), ("interval(1,2)", "tag(log,interval(1,2))")]
+)
+def test_values_that_optuna_cannot_have_under_one_key_are_refused(one: str, other: str) -> None:
+    with pytest.raises(Mistake, match=r"conditional: lr=.* beside lr=.*: Optuna has one list"):
+        conditional(
+            ({"optimizer": "sgd"}, {"lr": one}), ({"optimizer": "adamw"}, {"lr": other}), typed=["optimizer=adamw,sgd"]
+        )
 
 
 def test_a_grid_has_every_combination_the_last_parameter_fastest() -> None:

@@ -19,11 +19,12 @@ MOST_FORBIDDEN = 1000  # in a row, after which there is probably nothing that is
 
 
 class Enough(Exception):
-    """No trial is to be begun. The message says why; it is empty when all are done. `failed`: because of failures."""
+    """No trial is to be begun. The message says why; it is empty when all are done. `failed`: because of failures;
+    `gained`: because there is no more to be gained."""
 
-    def __init__(self, why: str = "", failed: bool = False) -> None:
+    def __init__(self, why: str = "", failed: bool = False, gained: bool = False) -> None:
         super().__init__(why)
-        self.failed = failed
+        self.failed, self.gained = failed, gained
 
 
 class Budget:
@@ -59,7 +60,7 @@ class Budget:
         if len(forbidden) == MOST_FORBIDDEN and all(forbidden):
             raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
         if options.terminator is not None and _terminates(study, options.terminator):
-            raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})")
+            raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})", gained=True)
 
     def spent(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Enough | None:
         """Why no trial would be begun now, if so."""

@@ -80,7 +80,14 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     for point in opts.enqueue:
         space.check(point)
     if opts.warm_start is not None:
-        another(opts.warm_start)
+        known = [direction.name.lower() for direction in another(opts.warm_start).directions]
+        check(
+            known == directions,
+            f"{WHERE}.warm_start",
+            opts.warm_start,
+            f"it has the direction {', '.join(known)}, and this sweep {', '.join(directions)}",
+            f"another sweep's folder, or {WHERE}.warm_start=null",
+        )
     seed = OmegaConf.select(config, "seed", default=0)
     every = every_point(opts, space, seed)
     asked = _asked(config, space, objectives, opts)

@@ -53,7 +53,7 @@ def leaders(study: Known, top: Known | None = None) -> list[Leader]:
     if top is None:
         return found
     further: dict[int, list[list[float]]] = {}
-    trials = {str(sorted(trial.params.items())): trial for trial in ranked(study, study.trials)}
+    trials = {_point(trial): trial for trial in distinct(ranked(study, study.trials))}
     for each in top.trials:
         point = {key: value for key, value in each.params.items() if key != "seed"}
         trial = trials.get(str(sorted(point.items())))
@@ -74,6 +74,15 @@ def ranked(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     own = (t for t in trials if t.state == TrialState.COMPLETE and counts(t))
     kept = [t for t in own if all(excess <= 0 for excess in t.constraints.values())]
     return sorted(kept, key=lambda trial: (_costs(study, trial), trial.number))
+
+
+def distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The first trial of every point: samplers may propose one again."""
+    return [*{_point(trial): trial for trial in reversed(trials)}.values()][::-1]
+
+
+def _point(trial: FrozenTrial) -> str:
+    return str(sorted(trial.params.items()))
 
 
 def front(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -13,7 +13,13 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.trial import BaseTrial
 
 from swinexp.mistake import Mistake, check, no_option, shown
@@ -99,13 +105,21 @@ class Space:
         """The parameters that there are, each as soon as `point` holds the ones before it."""
         yield from self.parameters.values()
         for when, parameters in self.conditional:
-            if all(key in point and text(point[key]) in values for key, values in when.items()):
+            if _fits(when, point):
                 yield from (parameter for parameter in parameters.values() if parameter.key not in point)
 
     def all(self) -> Iterator[Parameter]:
         """Every parameter, those that are conditional once for each condition."""
         yield from self.parameters.values()
         yield from itertools.chain.from_iterable(parameters.values() for _, parameters in self.conditional)
+
+    def distributions(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+        """{key: what it was drawn from} of a point; without the keys that a point does not have in this space."""
+        found = {key: parameter.distribution for key, parameter in self.parameters.items() if key in point}
+        for when, parameters in self.conditional:
+            if _fits(when, point):
+                found = {key: p.distribution for key, p in parameters.items() if key in point} | found
+        return found
 
     def points(self) -> list[Point]:
         """Every combination, the last parameter fastest. Raises `Mistake` where there is no end of them."""
@@ -151,8 +165,13 @@ class Space:
         """A point that somebody typed. Raises `Mistake` when it is not in the space."""
         known: Point = {}
         by_key: dict[str, list[Parameter]] = {}
-        for parameter in self.all():
-            by_key.setdefault(parameter.key, []).append(parameter)
+        for parameter in self.parameters.values():
+            by_key[parameter.key] = [parameter]
+        for when, parameters in self.conditional:
+            for key, parameter in parameters.items():
+                others = {each: value for each, value in point.items() if each in when}
+                if _fits({each: when[each] for each in others}, others):  # as far as the point says
+                    by_key.setdefault(key, []).append(parameter)
         for key, value in point.items():
             check(
                 key in by_key,
@@ -177,6 +196,10 @@ class Space:
             condition = ",".join(f"{key}={'|'.join(values)}" for key, values in when.items())
             said |= {f"{parameter.key} when {condition}": parameter.typed for parameter in parameters.values()}
         return said
+
+
+def _fits(when: Mapping[str, Sequence[str]], point: Mapping[str, Any]) -> bool:
+    return all(key in point and text(point[key]) in values for key, values in when.items())
 
 
 def text(value: Any) -> str:
@@ -210,7 +233,16 @@ def build_space(
         for override in parser.parse_overrides([f"{key}={text(value)}" for key, value in each.params.items()]):
             key = override.get_key_element()
             check(override.is_sweep_override(), key, text(each.params[key]), "one value varies nothing", f"{key}=a,b")
-            parameters[key] = _parameter(key, override, options)
+            parameters[key] = parameter = _parameter(key, override, options)
+            for other in (each for each in space.all() if each.key == key):
+                try:
+                    check_distribution_compatibility(other.distribution, parameter.distribution)
+                except ValueError:
+                    raise Mistake(
+                        f"{WHERE}.conditional: {key}={parameter.typed} beside {key}={other.typed}: Optuna has one "
+                        "list, or intervals of one kind, for a key. Type the same list, or two intervals with the same "
+                        "tags"
+                    ) from None
         known = {parameter.key: parameter for parameter in space.all()}
         when = {}
         for key, values in each.when.items():

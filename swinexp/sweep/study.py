@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.folder import remove_empty
-from swinexp.mistake import Mistake
+from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.sweep.budget import Budget, Enough
 from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
@@ -141,7 +142,21 @@ class Study:
                     f"study {self.name} was begun with something else ({_difference(known, asked)}). Type "
                     "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
                 )
+            self._check_change()
             self.optuna.set_user_attr("asked", dict(asked))
+
+    def _check_change(self) -> None:
+        """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""
+        before = {key: each for trial in self.trials for key, each in trial.distributions.items()}
+        for parameter in self.space.all():
+            try:
+                if parameter.key in before:
+                    check_distribution_compatibility(before[parameter.key], parameter.distribution)
+            except ValueError:
+                raise Mistake(
+                    f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not the values of "
+                    f"a list. Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={self.folder}"
+                ) from None
 
     def fill(self) -> None:
         """Queue what is to be tried in any case: known points, and every point of a grid. Copy what is learnt from."""
@@ -157,12 +172,8 @@ class Study:
 
     def _queue(self, points: Sequence[Point], trials: Sequence[FrozenTrial], most: int) -> int:
         """Queue those that were not queued before, so many at most; returns how many."""
-
-        def key(point: Mapping[str, Any]) -> str:
-            return json.dumps(point, sort_keys=True)
-
-        there = {key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
-        new = {key(point): point for point in points if key(point) not in there}
+        there = {_key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
+        new = {_key(point): point for point in points if _key(point) not in there}
         for point in [*new.values()][:most]:
             self.optuna.enqueue_trial(point)
         return min(len(new), most)
@@ -184,8 +195,8 @@ class Study:
                 point = self.space.check(trial.params)
             except Mistake:  # not in this space
                 continue
-            distributions = {p.key: p.distribution for p in self.space.all() if p.key in point}
-            if trial.values is None or len(trial.values) != len(self.optuna.directions):
+            distributions = self.space.distributions(point)
+            if trial.values is None or distributions.keys() != point.keys():
                 continue
             self.optuna.add_trial(
                 optuna.trial.create_trial(
@@ -203,7 +214,13 @@ class Study:
     def claim(self) -> optuna.Trial:
         """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`."""
         trial = self.patience(self._claim)
-        self.space.suggest(trial)
+        try:
+            self.space.suggest(trial)
+        except Exception as error:
+            if self.space.custom is None or isinstance(error, Ended):  # not of hydra.sweeper.custom_search_space
+                raise
+            self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
+            raise Nothing from error
         return trial
 
     def _claim(self) -> optuna.Trial:
@@ -231,8 +248,12 @@ class Study:
             return trial
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
-        """How many of those that are wanted are finished."""
-        return sum(counts(trial) for trial in trials if trial.state.is_finished())
+        """How many of those that are wanted are finished; of fixed points, none that were wanted once."""
+        done = [trial for trial in trials if trial.state.is_finished() and counts(trial)]
+        if self.every is None:
+            return len(done)
+        every = {_key(point) for point in self.every}
+        return sum(_key(trial.params or trial.system_attrs.get("fixed_params", {})) in every for trial in done)
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
@@ -310,7 +331,9 @@ class Study:
 
     def _requeue(self, trial: FrozenTrial) -> None:
         storage, number = self.optuna._storage, trial._trial_id
-        lost = [*trial.user_attrs.get(LOST, []), max(trial.intermediate_values, default=0)]
+        written = (self.folder / str(trial.number)).glob("**/metrics.jsonl")  # a study need not be told of epochs
+        epochs = sum(path.read_text().count("\n") for path in written)
+        lost = [*trial.user_attrs.get(LOST, []), max(epochs, *trial.intermediate_values, 0)]
         storage.set_trial_user_attr(number, LOST, lost)
         most = self.options.max_interruptions
         if len(lost) >= most and len(set(lost[-most:])) == 1:
@@ -333,6 +356,10 @@ def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
         return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:
         raise Mistake(f"{key}={folder}: its study is no longer in {url}. Move it back there") from None
+
+
+def _key(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
 
 
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -26,8 +26,9 @@ from swinexp.mistake import Ended
 from swinexp.sweep.board import Board, print_end
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.jobs import Jobs
+from swinexp.sweep.patience import Away
 from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
-from swinexp.sweep.ranking import ranked
+from swinexp.sweep.ranking import distinct, ranked
 from swinexp.sweep.space import Parameter
 from swinexp.sweep.study import Study
 from swinexp.sweep.worker import Launch, Worker
@@ -69,12 +70,19 @@ def sweep(
         top = None
         try:
             enough = _search(what, study, launch)
-            if what.options.top_k and not str(enough):
+            if what.options.top_k and str(enough) and not enough.gained:
+                log.warning("the best are not trained on further seeds (hydra.sweeper.top_k): %s", enough)
+            elif what.options.top_k:
                 top = opened.enter_context(closing(_top(what, study)))
                 top.fill()
                 _search(what, top, launch)
         except KeyboardInterrupt:
             _leave(study, top, what, "interrupted; the same command goes on")
+            raise
+        except Away:  # with whom the report would have to be written
+            raise
+        except Ended:
+            _leave(study, top, what, "its workers ended; the same command goes on")
             raise
         _leave(study, top, what, str(enough))
     if enough.failed:
@@ -91,7 +99,7 @@ def _top(what: Plan, study: Study) -> Study:
     """The study of the best points on further seeds, whose trials are all of them."""
     options, seed = what.options, what.seed
     seeds = list(range(seed + options.seeds, seed + options.top_seeds))
-    best = ranked(study, study.trials)[: options.top_k]
+    best = distinct(ranked(study, study.trials))[: options.top_k]
     points = [{**trial.params, "seed": each} for trial in best for each in seeds]
     chosen = IntDistribution(seed, seed + 10**6)
     space = replace(
@@ -137,7 +145,10 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
             _workers(what, study).run(lambda: study.patience.once(board.look))
         except Ended as ended:
             if study.finished(study.trials) < study.wanted:
-                raise
+                spent = study.budget.spent(study.optuna, study.trials)
+                if spent is None or not spent.failed:
+                    raise
+                return spent
             log.warning("%s", ended)  # others have done what was left
         return study.budget.spent(study.optuna, study.trials) or Enough()
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import optuna
 
 
+PRUNED = "pruned"  # the attribute of a trial that holds the epoch after which the study had seen enough
+
+
 class Pruned(Exception):
     """The study has seen enough of a trial."""
 
@@ -87,6 +90,7 @@ class Inside(Outside):
         self.reported = (
             set() if curve is None else set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
         )
+        self.pruned: int | None = trial.user_attrs.get(PRUNED)
         self.best: Mapping[str, float] | None = None  # the figures of the best epoch, as a summary has them
         self.once = once
         self.late: dict[int, float] = {}
@@ -109,6 +113,8 @@ class Inside(Outside):
             return
         value = self._value(metrics)
         if epoch in self.reported:  # before the run was interrupted
+            if epoch == self.pruned:
+                raise Pruned(f"after epoch {epoch}")
             return
         self.late[epoch] = value
         self.once(lambda: self._report(epoch))
@@ -119,6 +125,7 @@ class Inside(Outside):
             self.reported.add(late)
             del self.late[late]
         if self.trial.should_prune():
+            self.trial.set_user_attr(PRUNED, epoch)  # the pruner would say otherwise when it is asked again
             raise Pruned(f"after epoch {epoch}")
 
     def _value(self, metrics: Mapping[str, float]) -> float:

@@ -16,10 +16,11 @@ from typing import Any
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from optuna.trial import TrialState
 
 from swinexp.folder import write_text
-from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
+from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, explain, one_line
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.patience import Away
 from swinexp.sweep.study import Nothing, Study
@@ -89,8 +90,12 @@ class Worker:
             self.late = inside.late if index == 0 else self.late  # only the first seed has a curve
             seeded = [f"seed={self.seed + index}"] if options.seeds > 1 else []
             where = f"hydra.sweep.subdir={self.place}{number}" + (f"/seed{index}" if seeded else "")
-            with live(inside):
-                ended = self.launch([*overrides, *seeded, where], number)
+            try:
+                with live(inside):
+                    ended = self.launch([*overrides, *seeded, where], number)
+            except HydraException as error:  # what is suggested does not compose
+                self.study.fail(trial, "mistake", explain(error, overrides) or one_line(error))
+                return
             if ended.status is not JobStatus.COMPLETED:
                 self._ended_early(trial, ended._return_value)
                 return

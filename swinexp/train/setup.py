@@ -101,8 +101,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
             run.data.image_size,
             len(dataset.classes),
         )
-        kind = (network, run.trainer.precision, run.trainer.compile, device)
-        kept: Swin = _again("network", kind, lambda: model, _forget)
+        compiled = (network, run.trainer.precision, run.trainer.compile, device)
+        kept: Swin = _again("network", compiled, lambda: model, _forget)
         if kept is not model:
             kept.load_state_dict(model.state_dict())
         model = kept

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from swinexp.mistake import too_late
 from swinexp.ranks import size
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -58,6 +59,8 @@ class Asked:
             signal.signal(number, handler)
         if self._said is not None and error is None:
             self._said[0].wait()
+        if not isinstance(error, KeyboardInterrupt):
+            too_late.extend(number for number in self.received if number in STOPPING)
 
     def _receive(self, number: int, _: object) -> None:
         now = time.monotonic()
