@@ -117,7 +117,8 @@ def main() -> None:
         ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(rounds, told["ours"], strict=True))
         best = ", ".join(f"{each['best']:.4f}" for each in rounds)
         epochs = statistics.median(each["epochs"] for each in rounds)
-        print(f"{name:18}{3600 * options.trials / seconds:10.0f}{seconds:10.1f}{epochs:8.0f}   {f'{ratio:.2f}×':17}   {best}")
+        hourly = 3600 * options.trials / seconds
+        print(f"{name:18}{hourly:10.0f}{seconds:10.1f}{epochs:8.0f}   {f'{ratio:.2f}×':17}   {best}")
     if options.json:
         options.json.write_text(json.dumps({**about, "trials": options.trials, "ways": told}, indent=2) + "\n")
 

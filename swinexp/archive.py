@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swinexp import CONF
+from swinexp.folder import candidates
 from swinexp.mistake import Mistake, first_line, one_line
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def reloaded(folder: Path, **changes: Any) -> Run:
     from swinexp.config import typed
     from swinexp.train import pick_device
 
-    if not (folder / "config.yaml").exists() or not (folder / "checkpoints" / "last.pt").exists():
+    if not (folder / "config.yaml").exists() or not candidates(folder / "checkpoints" / "last.pt"):
         others = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
         newest = others[-1].parent.parent if others else "FOLDER"
         raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
@@ -70,12 +71,15 @@ def weights(folder: Path, checkpoint: str) -> tuple[dict[str, Tensor], int]:
 
     path = folder / "checkpoints" / ("best.pt" if checkpoint == "best" else "last.pt")
     if not path.exists():
-        raise Mistake(f"checkpoint={checkpoint}: there is no {path}. Type checkpoint=last")
+        there = "best" if checkpoint == "last" else "last"
+        raise Mistake(f"checkpoint={checkpoint}: there is no {path}. Type checkpoint={there}")
     try:
         saved = read(path, torch.device("cpu"))
         kept, averaged, epoch = saved["model"], saved.get("ema"), len(saved["history"])
     except Exception as error:  # a damaged file raises almost anything
-        raise Mistake(f"run={folder}: {path} cannot be read ({first_line(error)}). Train the run again") from error
+        other = checkpoint != "best" and (folder / "checkpoints" / "best.pt").exists()
+        instead = "Type checkpoint=best" if other else "Train the run again"
+        raise Mistake(f"run={folder}: {path} cannot be read ({first_line(error)}). {instead}") from error
     if checkpoint == "ema":
         if averaged is None:
             raise Mistake(f"checkpoint=ema: {path} holds no average of the weights. Type checkpoint=last")

@@ -145,13 +145,24 @@ class Folder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The figures of a finished run."""
+        """The figures of a finished run. Raises `Mistake` for a damaged file."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        except ValueError:
+            raise Mistake(f"{path} is damaged. Remove it, and the same command writes it again: rm '{path}'") from None
+        return found
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise `Mistake` when a run with another config has begun here."""
         if not self.began:
+            check(
+                not candidates(self.checkpoint),
+                "name",
+                self.path.name,
+                f"{self.path} has checkpoints of a run whose config.yaml is gone",
+                "name=ANOTHER_NAME, or remove that folder",
+            )
             return
         there = leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
         here = leaves(config)

@@ -217,6 +217,68 @@ def test_by_pairs_what_else_differs() -> None:
     assert other.against.p < 0.05
 
 
+def test_a_group_in_by_does_not_pair_runs_that_differ_in_what_it_does_not_decide() -> None:
+    for lr in (0.001, 0.003, 0.01):
+        for seed in range(3):
+            left(
+                f"a{lr}{seed}",
+                f"seed={seed}",
+                f"optimizer.lr={lr}",
+                "optimizer=adamw",
+                accuracy=0.9 - 10 * lr + seed / 50,
+            )
+            if lr > 0.001:  # what differs is only that the best lr is missing here
+                left(
+                    f"b{lr}{seed}",
+                    f"seed={seed}",
+                    f"optimizer.lr={lr}",
+                    "optimizer=lion",
+                    accuracy=0.9 - 10 * lr + seed / 50,
+                )
+    one, other = compared(by="optimizer").groups
+    assert one.mean > other.mean
+    assert other.against is not None
+    assert other.against.pairs == 6
+    assert other.against.mean == pytest.approx(0)
+    (RUNS / "b0.0030" / "summary.json").unlink()
+    for lr in (0.002, 0.004):  # of which the others have none
+        left(f"c{lr}", "seed=0", f"optimizer.lr={lr}", "optimizer=lion", accuracy=0.3)
+    _, other = compared(by="optimizer").groups
+    assert other.against is not None
+    assert other.against.pairs == 0
+
+
+def test_the_same_run_again_is_no_repetition() -> None:
+    for seed in range(2):
+        for again in range(3):
+            left(f"a{seed}{again}", f"seed={seed}", "window=w2", accuracy=0.5 + seed / 10)
+            left(f"b{seed}{again}", f"seed={seed}", "window=w4", accuracy=0.7 + seed / 10 + again / 1000)
+    best, other = compared().groups
+    assert [len(group.runs) for group in (best, other)] == [6, 6]
+    assert sorted(other.figures.values()) == [0.5, 0.6]
+    assert sorted(best.figures.values()) == pytest.approx([0.701, 0.801])  # which a GPU does not give twice
+    assert other.against is not None
+    assert other.against.pairs == 2
+
+
+@pytest.mark.parametrize("asked", ["where=name=*lr*", "where=model.depths=[2,2", "where=seed=@1"])
+def test_a_value_that_is_no_yaml_is_a_word(asked: str) -> None:
+    left("a")
+    key, _, wanted = condition(asked.partition("=")[2])
+    assert wanted == asked.rpartition("=")[2]
+    assert selected(find([RUNS]), [f"{key}={wanted}"]) == []
+
+
+@pytest.mark.parametrize("key", ["csv", "html"])
+def test_a_file_that_cannot_be_written_is_told(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    left("a")
+    with pytest.raises(SystemExit):
+        main([str(RUNS), f"{key}=none/there.file"])
+    assert (
+        f"{key}=none/there.file: cannot be written (No such file or directory). Type {key}=" in capsys.readouterr().err
+    )
+
+
 def test_a_group_in_by_stands_for_its_keys_so_that_seeds_pair() -> None:
     for seed in range(3):
         for attention, more in (("swin", 0.0), ("mimetic", 0.1)):

@@ -75,3 +75,18 @@ def test_too_few_images_for_a_validation_split(tree: Path) -> None:
     assert len(load(image_folder(tree, val_fraction=0.125), test=False).val) == 3
     with pytest.raises(Mistake, match=r"data.val_fraction=1.5: a share of the training images"):
         image_folder(tree, val_fraction=1.5)
+
+
+def test_limit_train_leaves_no_class_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import swinexp.data.dataset as dataset
+
+    labels = torch.cat([torch.zeros(900, dtype=torch.int64), torch.arange(1, 10).repeat(20)])
+    images = torch.zeros(len(labels), 3, 16, 16, dtype=torch.uint8)
+    monkeypatch.setattr(dataset, "read", lambda *_: ([str(i) for i in range(10)], Split(images, labels)))
+    digits = option("digits", tmp_path, image_size=16)
+    with pytest.raises(
+        Mistake, match=r"limit_train=20: no training image of class '\d' is left. Type .*=(\d+)"
+    ) as told:
+        load(digits, test=False, limit_train=20)
+    limited = load(digits, test=False, limit_train=int(str(told.value).rpartition("=")[2]))
+    assert limited.train.labels.bincount().min() > 0

@@ -121,3 +121,20 @@ def test_a_mistake_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
         folder.begin({"seed": 0}, [])
         raise Mistake("no")
     assert folder.began
+
+
+def test_checkpoints_without_a_config_are_nobodys(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        folder.check({"seed": 0})
+        folder.checkpoint.parent.mkdir()
+        folder.checkpoint.write_text("…")
+        with pytest.raises(
+            Mistake, match=r"has checkpoints of a run whose config.yaml is gone. Type name=ANOTHER_NAME"
+        ):
+            folder.check({"seed": 0})
+
+
+def test_a_damaged_summary_is_told(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"val/acc')
+    with pytest.raises(Mistake, match=r"summary.json is damaged. Remove it, and the same command writes it again: rm "):
+        Folder(tmp_path).summary  # noqa: B018

@@ -63,6 +63,10 @@ def test_the_whole_line(
     ("argument", "instead"),
     [
         ("modle=tiny", "model=tiny"),
+        ("expriment=quickstart", "experiment=quickstart"),
+        ("swep=quickstart", "sweep=quickstart"),
+        ("sweeps=quickstart", "sweep=quickstart"),
+        ("stroage=journal", "storage=journal"),
         ("epochs=3", "trainer.epochs=3"),
         ("model.name=tiny", "model=tiny"),
         ("optimizer.name=sdg", "optimizer=sgd"),

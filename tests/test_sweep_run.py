@@ -383,3 +383,43 @@ def test_a_refusal_is_exit_code_2_and_one_line(tmp_path: Path, command: Command)
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+LATE = """
+import os, signal
+import swinexp.train.loop as loop
+from swinexp import run
+plain = loop.summarise
+def late(history):
+    os.kill(os.getpid(), signal.SIGINT)
+    return plain(history)
+loop.summarise = late
+run.cli()
+"""
+
+
+def test_a_signal_in_the_last_moment_of_a_trial_ends_the_sweep_after_it(tmp_path: Path, command: Command) -> None:
+    arguments = (*SWEEP, LR, "hydra.sweeper.n_trials=3", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    late = subprocess.run([sys.executable, "-c", LATE, *arguments], capture_output=True, text=True, check=False)
+    assert late.returncode == 130, late.stderr
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE, TrialState.WAITING]
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 3
+
+
+def test_a_sweep_whose_workers_fail_leaves_its_report(tmp_path: Path, command: Command) -> None:
+    failing = ("trainer.epochs=1", "schedule.warmup_epochs=0", "hydra.sweeper.max_consecutive_failures=2")
+    broken = ("model.dim=17,19,21,23", "hydra/sweeper/sampler=grid")  # what heads do not divide
+    for jobs in (1, 2):
+        name = f"hydra.sweeper.study_name={jobs}"
+        done = command(
+            *SWEEP,
+            name,
+            *failing,
+            "optimizer.lr=1e30,1e31,1e32,1e33,1e34,1e35",
+            "hydra/sweeper/sampler=grid",
+            f"hydra.sweeper.n_jobs={jobs}",
+        )
+        folder = tmp_path / "outputs" / "sweeps" / str(jobs)
+        assert (folder / "results.csv").exists(), done.stderr

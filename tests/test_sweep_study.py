@@ -583,3 +583,68 @@ def test_six_processes_lose_no_trial_and_take_none_twice(storage: str) -> None:
     for number, x in lines:
         assert trials[int(number)].values == [float(x)]
     assert len({trial.params["x"] for trial in trials}) == 60
+
+
+def test_points_that_were_wanted_once_do_not_count() -> None:
+    study = study_of(space=["x=1,2,3"])
+    study.every = [{"x": 1}, {"x": 2}]
+    study.fill()
+    run(study, 0.5, 0.6)
+    assert why(study) == ""
+    study.every = [{"x": 3}, {"x": 1}]  # the best by now
+    study.fill()
+    assert study.claim().params == {"x": 3}
+
+
+def test_a_list_cannot_change_within_a_study() -> None:
+    study = study_of(space=["x=1,2"])
+    study.agree({"space": {"x": "1,2"}})
+    run(study, 1.0)
+    wider = study_of("hydra.sweeper.allow_space_change=true", space=["x=1,2,3"])
+    with pytest.raises(Mistake, match=r"x=1,2,3: a study can change the ends of an interval, not the values of a list"):
+        wider.agree({"space": {"x": "1,2,3"}})
+
+
+def test_a_warm_start_knows_the_interval_of_each_condition() -> None:
+    conditional = (
+        "hydra.sweeper.params={optimizer: 'adamw,sgd'}",
+        "hydra.sweeper.conditional=[{when: {optimizer: adamw}, params: {lr: 'interval(0,1)'}},"
+        "{when: {optimizer: sgd}, params: {lr: 'interval(5,9)'}}]",
+    )
+    old = study_of(*conditional, space=[], folder=Path("old"))
+    run(old, *[1.0] * 8)
+    learn_from(old)
+    assert {trial.params["optimizer"] for trial in old.trials} == {"adamw", "sgd"}
+    study = study_of("hydra.sweeper.warm_start=old", *conditional, space=[])
+    study.fill()
+    assert [trial.params for trial in study.trials] == [trial.params for trial in old.trials]
+
+
+def test_what_a_custom_space_raises_fails_the_trial() -> None:
+    study = study_of()
+
+    def broken(trial: optuna.trial.BaseTrial) -> None:
+        trial.suggest_int("y", 0, 3)
+        raise KeyError("typo")
+
+    study.space.custom = broken
+    with pytest.raises(Nothing):
+        study.claim()
+    assert states(study) == ["FAIL"]
+    assert study.trials[0].user_attrs[ERROR] == {"kind": "bug", "line": "KeyError: 'typo'"}
+    study.space.custom = None
+    run(study, 1.0)
+
+
+def test_epochs_that_the_study_is_not_told_of_are_progress_too() -> None:
+    study = study_of("hydra.sweeper.max_interruptions=2")
+    metrics = study.folder / "0" / "seed1" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    for epochs in range(4):
+        metrics.write_text("{}\n" * epochs)
+        trial = study.claim()
+        assert trial.number == 0
+        hand(study, trial, gone())
+    metrics.write_text("{}\n" * 4)
+    assert study.claim().number == 0
+    assert study.trials[0].user_attrs[LOST] == [1, 2, 3, 4]

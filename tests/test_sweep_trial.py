@@ -112,12 +112,12 @@ def test_a_run_is_pruned_when_the_study_says_so() -> None:
     [
         ("best/val/accuracy", [0.3, 0.5, 0.5, 0.6]),
         ("best/val/loss", [3.0, 2.0, 2.0, 1.0]),
-        ("val/loss", [3.0, 2.0, 4.0, 1.0]),
+        ("val/loss", [3.0, 2.0, 1.5, 1.0]),
     ],
 )
 def test_the_best_so_far_is_a_curve_of_its_own(curve: str, expected: list[float]) -> None:
     run, _, _ = inside(curve)
-    rows = [(0.3, 3.0), (0.5, 2.0), (0.4, 4.0), (0.6, 1.0)]
+    rows = [(0.3, 3.0), (0.5, 2.0), (0.4, 1.5), (0.6, 1.0)]  # of the best epoch, as a summary has it
     for epoch, (accuracy, loss) in enumerate(rows, 1):
         run.epoch(epoch, {"val/accuracy": accuracy, "val/loss": loss})
     assert list(reported(run).values()) == expected
@@ -175,3 +175,15 @@ def test_a_run_does_not_import_optuna() -> None:
     code = "import sys, swinexp.sweep; print('optuna' in sys.modules)"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_verdict_holds_for_a_trial_that_was_killed_before_it_was_told() -> None:
+    run, _, _ = inside(at=2)
+    run.epoch(1, {"val/accuracy": 0.1})
+    with pytest.raises(Pruned):
+        run.epoch(2, {"val/accuracy": 0.1})
+    again, judge, _ = inside(trial=run.trial)
+    again.epoch(1, {"val/accuracy": 0.1})
+    with pytest.raises(Pruned, match="after epoch 2"):
+        again.epoch(2, {"val/accuracy": 0.1})
+    assert judge.asked == []

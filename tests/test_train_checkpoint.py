@@ -187,36 +187,42 @@ from swinexp import run
 from swinexp.track import Tracker
 writing, save, tick = threading.Event(), torch.save, Tracker.tick
 def slow(saved, file):
-    if saved.get("step") == 8:
+    if saved.get("step") == int(kill_at):
         file.write(b"half of it")
         file.flush()
         writing.set()
         threading.Event().wait()
     save(saved, file)
 def kill(tracker, step, lr):
-    if step == 10 and writing.wait(60):
+    if step == int(kill_at) + 2 and writing.wait(60):
         os.kill(os.getpid(), signal.SIGKILL)
     tick(tracker, step, lr)
 torch.save, Tracker.tick = slow, kill
+kill_at = sys.argv.pop(1)
 run.cli()
 """
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
 def test_a_kill_while_a_checkpoint_is_written_repeats_an_epoch_and_its_line_once(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, epochs: int
 ) -> None:
     arguments = [*SMALL, "wandb=offline", "name=killed"]
     folder = tmp_path / "outputs/runs/killed"
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, *arguments], timeout=300, check=False)
+    kill = [sys.executable, "-c", KILLED_WHILE_WRITING, str(epochs * STEPS), *arguments]
+    killed = subprocess.run(kill, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(read_history(folder / "metrics.jsonl")) == 2
-    assert torch.load(folder / "checkpoints/last.pt", weights_only=True)["step"] == STEPS
+    assert len(read_history(folder / "metrics.jsonl")) == epochs
+    assert (folder / "checkpoints/last.pt").exists() == (epochs == 2)
     again = command(*arguments)
     assert again.returncode == 0, again.stderr
-    assert "resuming after epoch 1 (step 4)" in again.stdout
+    assert ("resuming after epoch 1 (step 4)" in again.stdout) == (epochs == 2)
     assert [row["epoch"] for row in read_history(folder / "metrics.jsonl")] == [1, 2, 3]
     assert not [*folder.glob("**/.*")]
-    parts = [records(place) for place in (tmp_path / "outputs/wandb").glob("offline-run-*")]
+    places = [*(tmp_path / "outputs/wandb").glob("offline-run-*")]
+    assert len(places) == 2
+    assert len({place.name.rpartition("-")[2] for place in places}) == 1
+    parts = map(records, places)
     items = [each["history"]["item"] for part in parts for each in part if "history" in each]
     assert sorted(item["epoch"] for item in items) == [1, 2, 3]
     whole = command(*SMALL, "wandb=disabled", "name=whole")
@@ -346,6 +352,9 @@ def test_a_checkpoint_takes_the_place_of_the_last_only_when_whole(
         state.save(path, 2, saving)
         raise KeyError  # is what ends the run
     assert "last.pt: a checkpoint cannot be written" in caplog.text
+    with pytest.raises(KeyError), Saving() as saving:
+        saving.begin(lambda: print(1 // 0))
+        raise KeyError
     state.restore(path)
     assert state.step == 7
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]

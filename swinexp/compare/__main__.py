@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,13 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if request.csv is not None:
             from swinexp.compare.table import as_csv
 
-            write_text(Path(request.csv), as_csv(found.runs, found.metric, found.keys))
+            with _written("csv", request.csv):
+                write_text(Path(request.csv), as_csv(found.runs, found.metric, found.keys))
             print(f"{request.csv}: {len(found.runs)} runs")
         if request.html is not None:
             from swinexp.compare.page import write_page
 
-            write_page(found, Path(request.html))
+            with _written("html", request.html):
+                write_page(found, Path(request.html))
             print(f"{request.html}: tables and pictures")
+
+
+@contextmanager
+def _written(key: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Mistake(f"{key}={path}: cannot be written ({error.strerror}). Type {key}=ANOTHER_FILE") from error
 
 
 if __name__ == "__main__":

@@ -85,11 +85,13 @@ class Tracker:
         resuming = bool(candidates(self.folder.checkpoint))
         self.folder.begin(dict(self.config), self.overrides)
         self.metrics = self.folder.path / "metrics.jsonl"
-        self.history = read_history(self.metrics) if resuming else []
+        before = read_history(self.metrics)
+        young = len(before) < 2  # its first checkpoint was not whole yet: W&B has it all the same
+        self.history = before if resuming else []
         write_text(self.metrics, "".join(map(line, self.history)))
         if self.diff:
             write_text(self.folder.path / "code.diff", self.diff)
-        self.wandb.start(resuming, {**self.facts, "state": self.state}, self.history)
+        self.wandb.start(resuming or young, {**self.facts, "state": self.state}, self.history)
         if self.diff:
             self.wandb.file("code.diff", self.diff)
         self.bar.start()
