@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swinexp.data import load, mean_std, stratified
+from swinexp.data import Split, load, mean_std, stratified
 from swinexp.mistake import Mistake
 from tests.published import image_folder, option, write_folder
 

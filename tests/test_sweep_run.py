@@ -408,18 +408,13 @@ def test_a_signal_in_the_last_moment_of_a_trial_ends_the_sweep_after_it(tmp_path
     assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 3
 
 
-def test_a_sweep_whose_workers_fail_leaves_its_report(tmp_path: Path, command: Command) -> None:
-    failing = ("trainer.epochs=1", "schedule.warmup_epochs=0", "hydra.sweeper.max_consecutive_failures=2")
-    broken = ("model.dim=17,19,21,23", "hydra/sweeper/sampler=grid")  # what heads do not divide
-    for jobs in (1, 2):
-        name = f"hydra.sweeper.study_name={jobs}"
-        done = command(
-            *SWEEP,
-            name,
-            *failing,
-            "optimizer.lr=1e30,1e31,1e32,1e33,1e34,1e35",
-            "hydra/sweeper/sampler=grid",
-            f"hydra.sweeper.n_jobs={jobs}",
-        )
-        folder = tmp_path / "outputs" / "sweeps" / str(jobs)
-        assert (folder / "results.csv").exists(), done.stderr
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_that_ends_by_failures_leaves_its_report(jobs: int, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "broken.py").write_text("def space(config, trial):\n    raise KeyError('typo')\n")
+    failing = ("hydra.sweeper.custom_search_space=broken.space", "hydra.sweeper.max_consecutive_failures=2")
+    done = command(*SWEEP, LR, *failing, f"hydra.sweeper.n_jobs={jobs}")
+    assert done.returncode == 1, done.stderr
+    assert "2 trials in a row failed" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("Mend what failed, and the same command goes on")
+    assert "KeyError: 'typo'" in done.stdout
+    assert {row["state"] for row in results(tmp_path)} == {"failed"}

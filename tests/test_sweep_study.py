@@ -640,8 +640,8 @@ def test_epochs_that_the_study_is_not_told_of_are_progress_too() -> None:
     study = study_of("hydra.sweeper.max_interruptions=2")
     metrics = study.folder / "0" / "seed1" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
-    for epochs in range(4):
-        metrics.write_text("{}\n" * epochs)
+    for count in range(4):
+        metrics.write_text("{}\n" * count)
         trial = study.claim()
         assert trial.number == 0
         hand(study, trial, gone())

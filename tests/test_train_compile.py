@@ -199,3 +199,15 @@ def test_runs_of_one_process_share_data_and_compiled_code_where_they_are_alike(t
     other, other_data = prepare(small_run(*same, "model.drop_path=0.1", "trainer.limit_train=250"))
     assert other is not model
     assert other_data is not dataset
+
+
+@pytest.mark.slow
+def test_every_network_of_a_process_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="eager"))
+    torch._dynamo.reset()
+    for dim in range(8, 8 * 7, 8):  # more than the compiler keeps versions of one function
+        torch._dynamo.utils.counters.clear()
+        run = small_run("trainer.compile=true", "trainer.epochs=1", "schedule.warmup_epochs=0", f"model.dim={dim}")
+        train(run, *prepare(run), tmp_path / str(dim) / "last.pt", watch=lambda *_: None)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, dim
