@@ -470,7 +470,7 @@ def test_runs_of_different_objectives_are_not_compared(capsys: pytest.CaptureFix
 
 def test_what_has_no_complete_run_says_so() -> None:
     (left("a") / "summary.json").unlink()
-    with pytest.raises(Mistake, match="no run here is complete yet"):
+    with pytest.raises(Mistake, match=r"no run here is complete \(1 unfinished\)"):
         compared()
 
 

@@ -8,7 +8,7 @@ Takes folders of runs, of sweeps, and W&B's offline ones, and everything below t
 seed are one row, with mean ± standard deviation; what is not complete is listed apart and is in no mean.
 
 by       the keys (model, window.size, …), separated by commas, that make a row; without it, all that differ
-where    only runs with, for example, optimizer.lr<1e-3, model=tiny, val/accuracy>=0.9, state=pruned; may be repeated
+where    only runs with, for example, optimizer.lr<1e-3, model=tiny, val/accuracy>=0.9, seed<5; may be repeated
 metric   the figure that is compared; without it, the objective of the runs
 base     the row that the others are compared with, such as window.size=4; without it, the best one
 top      rows on the terminal (20)
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,11 @@ def compare(request: Request, paths: Sequence[str]) -> Comparison:
     if not runs:
         raise Mistake(f"where={request.where[-1]}: no run is left. Type other conditions, or none")
     complete = [run for run in runs if run.state == COMPLETE]
+    if not complete:
+        states = Counter(run.state for run in runs)
+        counted = ", ".join(f"{count} {state}" for state, count in states.items())
+        trouble = next((f"; {run.path}: {run.trouble}" for run in runs if run.trouble), "")
+        raise Mistake(f"no run here is complete ({counted}{trouble}). Type the folder of one that is")
     metric = request.metric or objective(complete or runs)
     check_metric(metric, complete)
     by = None if request.by is None else [key.strip() for key in request.by.split(",")]
