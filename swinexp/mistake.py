@@ -217,7 +217,7 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
     others = [leaf for leaf in leaves(tree) if leaf != key]
     namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
-    if not path:
+    if not path and "trainer" in tree:
         siblings += ["experiment", "sweep", "storage"]  # which compose a run or a sweep, and are no keys of it
     sibling = closest(last, siblings) if isinstance(home, dict) else None
     similar = closest(key, others)
@@ -227,6 +227,10 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     if having:  # another option of the same group knows the key
         plainest = min(having, key=lambda option: len(_keys(CONF / path / f"{option}.yaml")))
         instead = f"Type {path}={plainest} {key}={value}"
+    elif not path and last in _keys(CONF / "hydra" / "sweeper" / "swinexp_optuna.yaml"):  # of a search
+        instead = f"Type hydra.sweeper.{last}={value}"
+    elif not path and last in ("sampler", "pruner"):
+        instead = f"Type hydra/sweeper/{last}={value}"
     elif last == "name" and _options(path):
         instead = f"Type {path}={_nearest(value, _options(path))}"
     elif namesakes:

@@ -60,5 +60,7 @@ def test_a_checkpoint_that_a_run_would_not_go_on_from_is_refused(finished: Path,
         content[content.index(weight)] ^= 1
         last.write_bytes(content)
         torch.load(last, weights_only=True)  # torch does not notice
-    with pytest.raises(Mistake, match=rf"^run=outputs/runs/done: .*last.pt cannot be read \({reason}.*\)\. Train the"):
+    with pytest.raises(
+        Mistake, match=rf"^run=outputs/runs/done: .*last.pt cannot be read \({reason}.*\)\. Type checkpoint=best"
+    ):
         weights(finished, "last")

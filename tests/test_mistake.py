@@ -63,6 +63,8 @@ def test_the_whole_line(
     ("argument", "instead"),
     [
         ("modle=tiny", "model=tiny"),
+        ("n_trials=6", "hydra.sweeper.n_trials=6"),
+        ("sampler=random", "hydra/sweeper/sampler=random"),
         ("expriment=quickstart", "experiment=quickstart"),
         ("swep=quickstart", "sweep=quickstart"),
         ("sweeps=quickstart", "sweep=quickstart"),

@@ -155,7 +155,9 @@ def notes(groups: Sequence[Group]) -> list[str]:
         told.append(f"difference: to {name}, with its {LEVEL:.0%} interval; t test {ways}{corrected}")
     few = [group for group in groups if len(group.figures) < FEW]
     if len(groups) > 1 and all(len(group.figures) == 1 for group in groups):
-        told.append("one run each: whether a difference is real cannot be said. Type seed=0,1,2 for at least three")
+        told.append(
+            "one run each: whether a difference is real cannot be said. Type -m seed=0,1,2 for three, or hydra.sweeper.seeds=3 in a search"
+        )
     elif len(groups) > 1 and few:
         told.append(f"? {len(few)} of {len(groups)} rows have fewer than {FEW} runs: of chance they say little")
     alike = {"git": "revisions of the code", "device_name": "devices, whose images/s and seconds do not compare"}
