@@ -156,7 +156,8 @@ def notes(groups: Sequence[Group]) -> list[str]:
     few = [group for group in groups if len(group.figures) < FEW]
     if len(groups) > 1 and all(len(group.figures) == 1 for group in groups):
         told.append(
-            "one run each: whether a difference is real cannot be said. Type -m seed=0,1,2 for three, or hydra.sweeper.seeds=3 in a search"
+            "one run each: whether a difference is real cannot be said. Type -m seed=0,1,2 for three, "
+            "or hydra.sweeper.seeds=3 in a search"
         )
     elif len(groups) > 1 and few:
         told.append(f"? {len(few)} of {len(groups)} rows have fewer than {FEW} runs: of chance they say little")
