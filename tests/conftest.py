@@ -21,6 +21,7 @@ from torch import Tensor
 import swinexp.run  # registers the resolvers that conf/ uses  # noqa: F401
 from swinexp import CONF, HERE
 from swinexp.config import Run, typed
+from swinexp.mistake import too_late
 from swinexp.swin import Attention, Block, Model, Patch, Swin, Window
 from swinexp.track import ConsoleHandler
 from swinexp.train import prepare, train
@@ -58,6 +59,7 @@ def _isolated(
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
     monkeypatch.chdir(tmp_path)
     yield
+    too_late.clear()
     for handler in logging.getLogger().handlers[:]:  # what a run within the test has set up
         if isinstance(handler, ConsoleHandler) or type(handler) is logging.FileHandler:
             logging.getLogger().removeHandler(handler)
