@@ -30,6 +30,9 @@ def requested(kind: type[T], arguments: Sequence[str]) -> T:
 
     cfg = OmegaConf.structured(kind)
     for argument in arguments:
+        if "=" not in argument and Path(argument).exists():
+            first = next(iter(cfg))
+            raise Mistake(f"{argument}: KEY=VALUE is wanted. Type {first}={argument}")
         try:
             cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([argument]))
         except YAMLError as error:

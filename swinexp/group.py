@@ -55,6 +55,9 @@ class FromAfar(Outside):
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self._asked("epoch", epoch, dict(metrics))
 
+    def finished(self, epochs: int) -> None:
+        self._asked("finished", epochs)
+
     def ended(self, error: Exception) -> None:
         """Tell why the run ended early; the starter says it."""
         self._asked("ended", error)

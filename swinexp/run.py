@@ -104,6 +104,8 @@ def _run(
         folder.check(config)
         summary = folder.summary
         if summary is not None:
+            if rank() == 0:
+                trial.finished(int(summary.get("epochs", 0)))
             log.info("already finished; to train anew, type name=ANOTHER_NAME or remove %s", os.path.relpath(path))
         else:
             model, dataset = prepare(run, resuming=bool(candidates(folder.checkpoint)))

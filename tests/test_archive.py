@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from swinexp.archive import fill, reloaded, weights
+from swinexp.archive import fill, reloaded, requested, weights
 from swinexp.mistake import Mistake
 from swinexp.train import build_model
 
@@ -64,3 +64,10 @@ def test_a_checkpoint_that_a_run_would_not_go_on_from_is_refused(finished: Path,
         Mistake, match=rf"^run=outputs/runs/done: .*last.pt cannot be read \({reason}.*\)\. Type checkpoint=best"
     ):
         weights(finished, "last")
+
+
+def test_a_folder_without_its_key_is_told_the_key(finished: Path) -> None:
+    from swinexp.evaluate import Request
+
+    with pytest.raises(Mistake, match=rf"^{finished}: KEY=VALUE is wanted. Type run={finished}$"):
+        requested(Request, [str(finished)])

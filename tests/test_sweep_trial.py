@@ -86,6 +86,8 @@ def test_each_epoch_is_reported_once_and_asked_for() -> None:
     assert reported(run) == {1: 0.1, 2: 0.2, 3: 0.3}
     assert judge.asked == [1, 2, 3]
     assert told.times == 4
+    run.finished(5)  # another seed, before the trial was interrupted
+    assert told.times == 9
 
 
 def test_a_resumed_run_reports_only_what_is_new() -> None:

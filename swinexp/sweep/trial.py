@@ -40,6 +40,9 @@ class Outside:
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Tell the figures of a finished epoch. Raises `Pruned`."""
 
+    def finished(self, epochs: int) -> None:
+        """Tell of a run that had finished before how long it was."""
+
     def ended(self, error: Exception) -> None:
         """Tell why the run ended early."""
 
@@ -118,6 +121,10 @@ class Inside(Outside):
             return
         self.late[epoch] = value
         self.once(lambda: self._report(epoch))
+
+    def finished(self, epochs: int) -> None:
+        for _ in range(epochs):
+            self.once(self.seen)
 
     def _report(self, epoch: int) -> None:
         for late, value in list(self.late.items()):
