@@ -64,18 +64,17 @@ def load(data: Data, test: bool, limit_train: int | None = None) -> Dataset:
             f"trainer.limit_train={min(max(limit_train, len(classes)), len(train))}",
         )
         if limit_train < len(train):
-            kept = train[stratified(train.labels, limit_train / len(train), data.split_seed)[1]]
-            counts = kept.labels.bincount(minlength=len(classes)).tolist()
-            if 0 in counts:
-                rarest = int(train.labels.bincount(minlength=len(classes)).min())
-                check(
-                    False,
-                    "trainer.limit_train",
-                    limit_train,
-                    f"no training image of class '{classes[counts.index(0)]}' is left",
-                    f"trainer.limit_train={min(len(train), math.ceil(len(train) / rarest))}",
-                )
-            train = kept
+            rarest = max(1, int(train.labels.bincount(minlength=len(classes)).min()))
+            enough = math.ceil(len(train) / rarest)
+            train = train[stratified(train.labels, limit_train / len(train), data.split_seed)[1]]
+            counts = train.labels.bincount(minlength=len(classes)).tolist()
+            check(
+                0 not in counts,
+                "trainer.limit_train",
+                limit_train,
+                f"no training image of class '{classes[counts.index(min(counts))]}' is left",
+                f"trainer.limit_train={enough}",
+            )
     mean, std = mean_std(train.images)
     return Dataset(classes, train, val, _same_classes(data, "test", classes) if test else None, mean, std)
 
