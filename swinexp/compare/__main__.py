@@ -76,7 +76,7 @@ def compare(request: Request, paths: Sequence[str]) -> Comparison:
         counted = ", ".join(f"{count} {state}" for state, count in states.items())
         trouble = next((f"; {run.path}: {run.trouble}" for run in runs if run.trouble), "")
         raise Mistake(f"no run here is complete ({counted}{trouble}). Type the folder of one that is")
-    metric = request.metric or objective(complete or runs)
+    metric = request.metric or objective(complete)
     check_metric(metric, complete)
     by = None if request.by is None else [key.strip() for key in request.by.split(",")]
     groups = grouped(runs, metric, by, request.base)

@@ -10,7 +10,7 @@ from typing import Protocol
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.sweep.trials import counts
+from swinexp.sweep.trials import as_key, counts
 
 
 class Known(Protocol):
@@ -53,10 +53,10 @@ def leaders(study: Known, top: Known | None = None) -> list[Leader]:
     if top is None:
         return found
     further: dict[int, list[list[float]]] = {}
-    trials = {_point(trial): trial for trial in distinct(ranked(study, study.trials))}
+    trials = {as_key(trial.params): trial for trial in distinct(ranked(study, study.trials))}
     for each in top.trials:
         point = {key: value for key, value in each.params.items() if key != "seed"}
-        trial = trials.get(str(sorted(point.items())))
+        trial = trials.get(as_key(point))
         if each.state == TrialState.COMPLETE and trial is not None:
             further.setdefault(trial.number, []).append(each.values)
     most = max(map(len, further.values()), default=0)
@@ -78,11 +78,7 @@ def ranked(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The first trial of every point: samplers may propose one again."""
-    return [*{_point(trial): trial for trial in reversed(trials)}.values()][::-1]
-
-
-def _point(trial: FrozenTrial) -> str:
-    return str(sorted(trial.params.items()))
+    return [*{as_key(trial.params): trial for trial in reversed(trials)}.values()][::-1]
 
 
 def front(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

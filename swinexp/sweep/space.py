@@ -168,9 +168,8 @@ class Space:
         for parameter in self.parameters.values():
             by_key[parameter.key] = [parameter]
         for when, parameters in self.conditional:
-            for key, parameter in parameters.items():
-                others = {each: value for each, value in point.items() if each in when}
-                if _fits({each: when[each] for each in others}, others):  # as far as the point says
+            if _fits({key: values for key, values in when.items() if key in point}, point):  # as far as it says
+                for key, parameter in parameters.items():
                     by_key.setdefault(key, []).append(parameter)
         for key, value in point.items():
             check(
@@ -196,6 +195,15 @@ class Space:
             condition = ",".join(f"{key}={'|'.join(values)}" for key, values in when.items())
             said |= {f"{parameter.key} when {condition}": parameter.typed for parameter in parameters.values()}
         return said
+
+
+def compatible(one: BaseDistribution, other: BaseDistribution) -> bool:
+    """Whether Optuna can have both under one name in a study."""
+    try:
+        check_distribution_compatibility(one, other)
+    except ValueError:
+        return False
+    return True
 
 
 def _fits(when: Mapping[str, Sequence[str]], point: Mapping[str, Any]) -> bool:
@@ -235,14 +243,12 @@ def build_space(
             check(override.is_sweep_override(), key, text(each.params[key]), "one value varies nothing", f"{key}=a,b")
             parameters[key] = parameter = _parameter(key, override, options)
             for other in (each for each in space.all() if each.key == key):
-                try:
-                    check_distribution_compatibility(other.distribution, parameter.distribution)
-                except ValueError:
+                if not compatible(other.distribution, parameter.distribution):
                     raise Mistake(
                         f"{WHERE}.conditional: {key}={parameter.typed} beside {key}={other.typed}: Optuna has one "
                         "list, or intervals of one kind, for a key. Type the same list, or two intervals with the same "
                         "tags"
-                    ) from None
+                    )
         known = {parameter.key: parameter for parameter in space.all()}
         when = {}
         for key, values in each.when.items():

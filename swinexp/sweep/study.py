@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import check_distribution_compatibility
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -26,7 +25,7 @@ from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
 from swinexp.sweep.patience import Eager, Patience, is_away
 from swinexp.sweep.search import build_pruner, build_sampler
-from swinexp.sweep.space import Point, Space
+from swinexp.sweep.space import Point, Space, compatible
 from swinexp.sweep.storage import (
     FILES,
     Everywhere,
@@ -39,7 +38,7 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, counts
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, counts
 
 log = logging.getLogger(__name__)
 
@@ -149,14 +148,11 @@ class Study:
         """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""
         before = {key: each for trial in self.trials for key, each in trial.distributions.items()}
         for parameter in self.space.all():
-            try:
-                if parameter.key in before:
-                    check_distribution_compatibility(before[parameter.key], parameter.distribution)
-            except ValueError:
+            if not compatible(before.get(parameter.key, parameter.distribution), parameter.distribution):
                 raise Mistake(
                     f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not the values of "
                     f"a list. Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={self.folder}"
-                ) from None
+                )
 
     def fill(self) -> None:
         """Queue what is to be tried in any case: known points, and every point of a grid. Copy what is learnt from."""
@@ -172,8 +168,8 @@ class Study:
 
     def _queue(self, points: Sequence[Point], trials: Sequence[FrozenTrial], most: int) -> int:
         """Queue those that were not queued before, so many at most; returns how many."""
-        there = {_key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
-        new = {_key(point): point for point in points if _key(point) not in there}
+        there = {as_key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
+        new = {as_key(point): point for point in points if as_key(point) not in there}
         for point in [*new.values()][:most]:
             self.optuna.enqueue_trial(point)
         return min(len(new), most)
@@ -252,8 +248,8 @@ class Study:
         done = [trial for trial in trials if trial.state.is_finished() and counts(trial)]
         if self.every is None:
             return len(done)
-        every = {_key(point) for point in self.every}
-        return sum(_key(trial.params or trial.system_attrs.get("fixed_params", {})) in every for trial in done)
+        every = {as_key(point) for point in self.every}
+        return sum(as_key(trial.params or trial.system_attrs.get("fixed_params", {})) in every for trial in done)
 
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
@@ -356,10 +352,6 @@ def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
         return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:
         raise Mistake(f"{key}={folder}: its study is no longer in {url}. Move it back there") from None
-
-
-def _key(point: Mapping[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
 
 
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -10,6 +12,11 @@ from optuna.trial import FrozenTrial
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
 FORBIDDEN = "forbidden"
+
+
+def as_key(point: Mapping[str, Any]) -> str:
+    """A point as something to know it by: the same for the same values, in any order."""
+    return json.dumps(point, sort_keys=True)
 
 
 def counts(trial: FrozenTrial) -> bool:

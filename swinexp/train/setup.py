@@ -117,13 +117,11 @@ def _data(run: Run, device: torch.device) -> Dataset:
 _kept: dict[str, tuple[str, Any]] = {}
 
 
-def _again(what: str, kind: object, make: Callable[[], Any], leave: Callable[[Any], object] | None = None) -> Any:
+def _again(what: str, kind: object, make: Callable[[], Any], leave: Callable[[Any], object] = lambda _: None) -> Any:
     """What `make` made for the last run of this process, if that was of the same kind: trials share what is warm."""
     if _kept.get(what, ("", None))[0] != repr(kind):
-        before = _kept.pop(what, None)  # before another one takes its memory
-        if before is not None and leave is not None:
-            leave(before[1])
-        del before
+        if what in _kept:
+            leave(_kept.pop(what)[1])  # before another one takes its memory
         _kept[what] = repr(kind), make()
     return _kept[what][1]
 
