@@ -187,15 +187,15 @@ def describe(run: Run, classes: int) -> None:
     table.add_row("all", f"{whole.parameters:,}", f"{whole.flops:,}", f"{whole.activations:,}", style="bold")
     console = Console()
     size = run.data.image_size
-    console.print(f"one image of {size}×{size} pixels, {classes} classes; a FLOP is a multiply-add", highlight=False)
+    print(f"one image of {size}×{size} pixels, {classes} classes; a FLOP is a multiply-add")
     console.print(table)
     console.print(group_table(run, model))
-    console.print(f"optimizer.lr of {run.optimizer.name} over the run, schedule {run.schedule.name}", highlight=False)
-    console.print("\n".join(lr_curve(run, min(64, console.width - 12))), highlight=False)
+    print(f"optimizer.lr of {run.optimizer.name} over the run, schedule {run.schedule.name}")
+    print("\n".join(lr_curve(run, min(64, console.width - 12))))
     with console.status(f"measuring images/s at batch {run.trainer.batch_size} on {chip(device)}"):
         rates = throughput(run, model.to(device), classes, device)
     line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    console.print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}", highlight=False)
+    print(f"images/s at batch {run.trainer.batch_size} on {chip(device)}: {line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

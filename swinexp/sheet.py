@@ -108,7 +108,7 @@ def report(run: Run, path: Path) -> None:
     table.add_row("all", *(f"{len(split):,}" for split in splits.values()), style="bold")
     console = Console()
     size = run.data.image_size
-    console.print(f"{len(dataset.classes)} classes, images of {size}×{size} pixels", highlight=False)
+    print(f"{len(dataset.classes)} classes, images of {size}×{size} pixels")
     console.print(table)
     for name, values in (("mean", dataset.mean), ("std", dataset.std)):
         print(f"{name} of the training pixels: " + ", ".join(f"{value:.4f}" for value in values.tolist()))

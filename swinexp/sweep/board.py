@@ -39,7 +39,10 @@ class Board:
         where = os.path.relpath(self.study.folder)
         more = f", {self.before} trials done before" if self.before else ""
         self.console.print(
-            f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}", highlight=False, soft_wrap=True
+            f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
         )
         if self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
