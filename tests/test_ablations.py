@@ -127,12 +127,19 @@ class TestSwinV2:
     """Scaled cosine attention, continuous bias and res-post-norm together are Swin V2."""
 
     @pytest.mark.parametrize(
-        ("image", "window", "depths"),
-        [(32, 4, [2, 6, 4]), (32, 8, [2, 2]), ((40, 56), 4, [2, 2, 2]), (32, 2, [1, 3])],
+        ("image", "window", "depths", "through"),
+        [
+            (32, 4, [2, 6, 4], 0),
+            (32, 8, [2, 2], 0),
+            ((40, 56), 4, [2, 2, 2], 0),
+            (32, 2, [1, 3], 0),
+            (32, 2, [2, 2], 1),
+        ],
     )
     def test_equals_torchvision_in_value_and_gradient(
-        self, image: int | tuple[int, int], window: int, depths: list[int]
+        self, image: int | tuple[int, int], window: int, depths: list[int], through: bool
     ) -> None:
+        """`through` the mask: a token's score with itself is -100, and more with those that the mask's -100 leaves out."""
         torch.manual_seed(0)
         heads = [3, 6, 12][: len(depths)]
         ours = network(image, model={"depths": depths, "heads": heads}, window={"size": window}, **SWINV2)
@@ -142,14 +149,22 @@ class TestSwinV2:
             downsample_layer=theirs.PatchMergingV2,
         )  # fmt: skip
         ours, peer = ours.double(), randomised(peer.double(), std=0.1)
+        for part in peer.modules() if through else []:
+            if isinstance(part, nn.LayerNorm):
+                nn.init.zeros_(part.bias)  # or tokens would be alike
+            if isinstance(part, theirs.ShiftedWindowAttentionV2):
+                q, k, _ = part.qkv.weight.data.chunk(3)
+                q.copy_(-k)
+                part.qkv.bias.data[: len(q)] = 0
+                nn.init.constant_(part.logit_scale, 5.0)
         weights, _ = translated(peer.state_dict())
         ours.load_state_dict(weights)
         height, width = (image, image) if isinstance(image, int) else image
-        images = torch.randn(2, 3, height, width, dtype=torch.float64)
+        images = torch.randn(4, 3, height, width, dtype=torch.float64)
         results = []
         for model in (ours, peer):
             logits = model(images)
-            loss = nn.functional.cross_entropy(logits, torch.tensor([3, 9]))
+            loss = nn.functional.cross_entropy(logits, torch.tensor([3, 9, 0, 3]))
             loss.backward()
             named = {name: p.grad for name, p in model.named_parameters()}
             gradients = named if model is ours else translated({k: v for k, v in named.items() if v is not None})[0]

@@ -10,6 +10,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from swinexp.mistake import Mistake
 from swinexp.swin import Model, Patch, Swin, Window, check_fit
+from swinexp.swin.inside import attention_maps
 from swinexp.swin.layers import DropPath
 from swinexp.swin.windows import from_windows, inverse, shift_mask, stage_order, to_windows
 from tests.conftest import network, small_run
@@ -130,7 +131,15 @@ def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:
     near = (shifted[:, :, None] - shifted[:, None, :]).abs().amax(
         -1
     ) < window  # neighbours on the map, without wrapping
-    assert torch.equal(shift_mask(height, width, window, shift) == 0, near)
+    mask = shift_mask(height, width, window, shift)
+    assert torch.equal(mask == 0, near)
+    assert (mask[~near] == -torch.inf).all()
+
+
+def test_no_weight_is_subnormal() -> None:
+    """Some CPUs take thirty times as long for a product with one; -100 in the mask would leave e^-100."""
+    for name, weights in attention_maps(network(), torch.randn(2, 3, 32, 32)).items():
+        assert (weights[weights > 0] >= torch.finfo(torch.float32).tiny).all(), name
 
 
 def touched(model: Swin, block: int, row: int, column: int) -> Tensor:

@@ -15,6 +15,8 @@ from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_
 from swinexp.swin.options import Attention, Block, Model, Patch, Window
 from swinexp.swin.windows import diagonal_mask, gather, inverse, placed, shift_mask, stage_order, take, window_order
 
+PUBLISHED_MASK = -100.0  # which published code adds to scores that it leaves out
+
 
 class SwinBlock(nn.Module):
     """Window attention and MLP, each added to what came in."""
@@ -53,6 +55,8 @@ class SwinBlock(nn.Module):
         mask = shift_mask(*grid, window, shift)
         if attention.similarity == "local":
             mask = diagonal_mask(mask)
+        elif attention.similarity == "cosine":  # its scores may be 200 apart, and then published weights see through
+            mask = mask.clamp(min=PUBLISHED_MASK)
         self.register_buffer("order", order if moves else None, persistent=False)
         self.register_buffer("back", inverse(order, size) if moves else None, persistent=False)
         self.register_buffer("mask", mask if mask.any() else None, persistent=False)

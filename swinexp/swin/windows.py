@@ -104,16 +104,20 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
-    """(G, T, T), added to the scores of a shifted map: -100 between tokens that only the shift brought together.
+    """(G, T, T), added to the scores of a shifted map: -inf between tokens that only the shift brought together.
 
     After the shift, the last window of each axis holds tokens of both ends of the map (padded up to whole windows);
     tokens attend to each other only when they come from the same end of both axes.
+
+    Published code adds -100. The weights are the same wherever scores lie within 70 of each other, save that e^-100 is
+    subnormal in fp32, and some CPUs take thirty times as long for a product with such a number (docs/performance.md).
     """
     rows, columns = height + -height % window, width + -width % window
     row_end = (torch.arange(rows) >= rows - shift[0]).long()
     column_end = (torch.arange(columns) >= columns - shift[1]).long()
     ends = to_windows((row_end[:, None] * 2 + column_end)[None, :, :, None], window)[0, :, :, 0]  # (G, T)
-    return (ends[:, :, None] != ends[:, None, :]).float() * -100.0
+    apart = ends[:, :, None] != ends[:, None, :]
+    return torch.zeros(apart.shape).masked_fill(apart, -torch.inf)
 
 
 def diagonal_mask(mask: Tensor) -> Tensor:
