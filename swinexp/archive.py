@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swinexp import CONF
-from swinexp.folder import candidates
+from swinexp.folder import candidates, kept
 from swinexp.mistake import Mistake, first_line, one_line
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def reloaded(folder: Path, **changes: Any) -> Run:
         newest = others[-1].parent.parent if others else "FOLDER"
         raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
     silent = OmegaConf.load(CONF / "wandb" / "disabled.yaml")  # a run of before may lack keys of that group
-    run = typed(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
+    run = typed(OmegaConf.merge(kept(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
     try:
         pick_device(run.trainer)
     except Mistake:

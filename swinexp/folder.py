@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from swinexp.mistake import Mistake, check, leaves
+from swinexp.mistake import Mistake, check, leaves, one_line
 
 # Groups whose option is the name of a whole run or sweep: the name stands for itself.
 NAMED = ("sweep", "experiment")
@@ -37,7 +37,7 @@ def run_name(overrides: Sequence[str]) -> str:
     explicit = [value for key, value in pairs if key == "name"]
     if explicit:
         return explicit[-1]
-    telling = [(key, value) for key, value in pairs if not incidental(key)]
+    telling = [(key, value.rstrip("/") or value) for key, value in pairs if not incidental(key)]
     telling.sort(key=lambda pair: (NAMED.index(pair[0]) if pair[0] in NAMED else len(NAMED), pair))
     whole = ",".join(value if key in NAMED else f"{key}={value}" for key, value in telling)
     short = re.sub(r"=[^=,]*/", "=", whole)  # of a path, the last part
@@ -52,10 +52,10 @@ def incidental(key: str) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in INCIDENTAL)
 
 
-def folder_name(name: object) -> str:
+def folder_name(name: object, key: str = "name") -> str:
     """`name`, which must be good for one folder. Raises `Mistake`."""
     good = isinstance(name, str) and re.fullmatch(r"[^\W_.-][^/\\\0]{0,119}", name) is not None
-    check(good, "name", name, "1 to 120 characters without a slash, the first a letter or digit", "name=ANOTHER_NAME")
+    check(good, key, name, "1 to 120 characters without a slash, the first a letter or digit", f"{key}=ANOTHER_NAME")
     return str(name)
 
 
@@ -79,6 +79,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write all of a text file or none of it."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def kept(path: Path) -> Any:
+    """What a JSON or YAML file of a run or sweep holds. Raises `Mistake` where it cannot be read."""
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise Mistake(f"{path} cannot be read ({reason}). Bring it back, or remove {path.parent}") from None
 
 
 def check_archive(path: Path) -> None:
@@ -164,7 +174,7 @@ class Folder:
                 "name=ANOTHER_NAME, or remove that folder",
             )
             return
-        there = leaves(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
+        there = leaves(kept(self.path / "config.yaml") or {})
         here = leaves(config)
         keys = [key for key in sorted({*there, *here}) if not incidental(key) and there.get(key) != here.get(key)]
         published = here.get("data.name") != "image_folder"  # then the same images wherever they lie

@@ -33,6 +33,19 @@ NO_SUBMITIT = "Hydra's submitit launcher is not installed. Type pip install 'swi
 NO_SLURM = (
     "no sbatch and srun are here. Type it on a machine that submits to Slurm (Debian: apt-get install slurm-client)"
 )
+# What other tools call keys of ours.
+ALSO_CALLED = {
+    "learning_rate": "lr",
+    "base_lr": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "dir": "root",
+    "path": "root",
+}
+NO = ("none", "null", "no", "off", "false", "disable")
 TOLD = {"told": True}  # a log record's `extra`: standard error has the line, the console needs no second one
 
 
@@ -70,8 +83,8 @@ def check(condition: bool, key: str, value: object, problem: str, instead: str) 
 
 
 def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise `Mistake` unless `value` is one of `allowed`, whose first is what to type instead."""
-    check(value in allowed, key, value, f"one of {', '.join(allowed)}", f"{key}={allowed[0]}")
+    """Raise `Mistake` unless `value` is one of `allowed`; the nearest, or else the first, is what to type instead."""
+    check(value in allowed, key, value, f"one of {', '.join(allowed)}", f"{key}={_nearest(value, allowed)}")
 
 
 def shown(value: object) -> str:
@@ -169,8 +182,11 @@ def _typed(key: str, arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def closest(word: str, words: Sequence[str]) -> str | None:
-    """Of several words the one that was probably meant."""
-    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
+    """Of several words the one that was probably meant: the one that it begins, or that is spelt most like it."""
+    lower = {each.lower(): each for each in reversed(words)}
+    begun = [each for each in lower if len(word) > 1 and each.startswith(word.lower())]
+    alike = begun[-1:] or difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return lower[alike[0]] if alike else None
 
 
 def _nearest(option: str, options: Sequence[str]) -> str:
@@ -179,7 +195,7 @@ def _nearest(option: str, options: Sequence[str]) -> str:
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
     """One line for an option that a group does not have."""
-    best = _nearest(option, options)
+    best = "disabled" if option.lower() in NO and "disabled" in options else _nearest(option, options)
     return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
 
 
@@ -216,18 +232,29 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
         home = home.get(part) if isinstance(home, dict) else None
     siblings = [str(name) for name in (home if isinstance(home, dict) else tree)]
     others = [leaf for leaf in leaves(tree) if leaf != key]
-    namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
     if not path and "trainer" in tree:
         siblings += ["experiment", "sweep", "storage"]  # which compose a run or a sweep, and are no keys of it
-    sibling = closest(last, siblings) if isinstance(home, dict) else None
+    options = _options(path) if "trainer" in tree else []  # of a run's config
+    by_option = {option: _keys(CONF / path / f"{option}.yaml") for option in options}
+    last = ALSO_CALLED.get(last, last)
+    namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
+    elsewhere = [name for names in by_option.values() for name in names if name not in siblings]
+    meant = closest(last, [*siblings, *elsewhere]) if isinstance(home, dict) else None
     similar = closest(key, others)
-    having = [option for option in _options(path) if last in _keys(CONF / path / f"{option}.yaml")]
+    search = _keys(CONF / "hydra" / "sweeper" / "swinexp_optuna.yaml")
+
+    def another(word: str) -> str:
+        """What to type for a key that other options of the same group have."""
+        having = [option for option, names in by_option.items() if word in names]
+        return f"Type {path}={min(having, key=lambda option: len(by_option[option]))} {path}.{word}={value}"
+
     if home == {}:  # a value, which OmegaConf has already made room in
         return f"{key}={value}: no such key; {path} is a value. Type {path}={value}"
-    if having:  # another option of the same group knows the key
-        plainest = min(having, key=lambda option: len(_keys(CONF / path / f"{option}.yaml")))
-        instead = f"Type {path}={plainest} {key}={value}"
-    elif not path and last in _keys(CONF / "hydra" / "sweeper" / "swinexp_optuna.yaml"):  # of a search
+    if path == "hydra.sweeper" and "storage" not in siblings and (known := closest(last, search)):
+        return f"{key}={value}: a search's, and this is none. Type sweep=NAME {path}.{known}={value}"
+    if last in elsewhere:
+        instead = another(last)
+    elif not path and last in search:  # of a search
         instead = f"Type hydra.sweeper.{last}={value}"
     elif not path and last in ("sampler", "pruner"):
         instead = f"Type hydra/sweeper/{last}={value}"
@@ -235,8 +262,10 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
         instead = f"Type {path}={_nearest(value, _options(path))}"
     elif namesakes:
         instead = f"Type {namesakes[0]}={value}"
-    elif sibling:
-        instead = f"Type {path}.{sibling}={value}" if path else f"Type {sibling}={value}"
+    elif meant in siblings:
+        instead = f"Type {path}.{meant}={value}" if path else f"Type {meant}={value}"
+    elif meant:
+        instead = another(meant)
     elif similar and not key.startswith("hydra."):
         instead = f"Type {similar}={value}"
     else:

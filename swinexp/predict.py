@@ -56,6 +56,9 @@ def sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise Mistake(f"{argument}: there are no options but KEY=VALUE. Type {instead}")
     options = [argument for argument in arguments if re.match(r"[A-Za-z_]\w*=", argument)]
     images = [argument for argument in arguments if argument not in options]
+    for image in images:
+        if (Path(image) / "checkpoints").is_dir():
+            raise Mistake(f"{image}: a run's folder, and no image. Type run={image} IMAGE.png")
     return options, images
 
 

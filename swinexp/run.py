@@ -43,7 +43,9 @@ OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(l
 # Cached under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
 OmegaConf.register_new_resolver(
     "swinexp.sweep_name",
-    lambda study, overrides: folder_name(study or run_name(list(overrides))),
+    lambda study, overrides: (
+        folder_name(study, "hydra.sweeper.study_name") if study else folder_name(run_name(list(overrides)))
+    ),
     use_cache=True,
     replace=True,
 )

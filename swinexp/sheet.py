@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinexp.mistake import Mistake
+from swinexp.mistake import Mistake, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
 
 IMAGES = 8  # rows of a contact sheet
 VIEWS = 8  # augmented views in each row
+
+
+def picture_path(typed: str) -> Path:
+    """The file of a picture that was asked for by `--out`; PNG where its name has no ending. Raises `Mistake`."""
+    from matplotlib.figure import Figure
+
+    path = Path(typed)
+    path = path if path.suffix else path.with_suffix(".png")
+    kinds = sorted(Figure().canvas.get_supported_filetypes())
+    told = f"pictures end in one of {', '.join(f'.{kind}' for kind in kinds)}"
+    check(path.suffix[1:].lower() in kinds, "--out", typed, told, f"--out={path.with_suffix('.png')}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"--out={typed}: {path.parent} cannot be made ({error.strerror}). Type --out=FILE.png") from None
+    check(os.access(path.parent, os.W_OK), "--out", typed, f"{path.parent} cannot be written", "--out=FILE.png")
+    return path
 
 
 def need_matplotlib(wanted: str) -> None:
@@ -81,8 +99,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 10 else f"{name[:9]}…"
 
 
-def report(run: Run, path: Path) -> None:
-    """Print what a run's data are, and draw its contact sheet at `path`."""
+def report(run: Run, out: str) -> None:
+    """Print what a run's data are, and draw its contact sheet there. Raises `Mistake`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -90,6 +108,7 @@ def report(run: Run, path: Path) -> None:
     from swinexp.train import as_the_network_sees
 
     need_matplotlib("contact sheet")
+    path = picture_path(out)
     dataset = load(run.data, True, run.trainer.limit_train)
     splits = {"train": dataset.train, "validation": dataset.val}
     if dataset.test is not None:

@@ -251,6 +251,9 @@ def test_the_mean_of_several_seeds_is_optimized(tmp_path: Path, command: Command
         assert [yaml.safe_load((folder / "config.yaml").read_text())["seed"] for folder in folders] == [5, 6]
     assert [row["epochs"] for row in results(tmp_path)] == ["6", "6"]
     assert "(mean ± standard deviation of 2 seeds)" in done.stdout
+    head = (folder_of(tmp_path) / "best.yaml").read_text().partition("\n")[0]
+    best = max(trials_of(tmp_path), key=lambda trial: trial.value)
+    assert head.endswith(f". To run it again, with seed 5 alone ({best.user_attrs['seeds'][0]:.4g}):")
     again = command("--config-dir", "outputs/sweeps/one", "--config-name", "best", "--cfg", "job")
     assert again.returncode == 0, again.stderr
 

@@ -166,9 +166,12 @@ def check_key(option: str, key: str, runs: Sequence[Found]) -> None:
         return
     known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
     differing = varied(runs)
+    told = f"they differ in {', '.join(differing[:8])}" if differing else "they do not differ"
+    if option == "metric":
+        known = differing = sorted({key for run in runs for key, has in run.summary.items() if is_number(has)})
+        told = f"they have {', '.join(key for key in known if '/' in key)}"
     last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
     best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
-    told = f"they differ in {', '.join(differing[:8])}" if differing else "they do not differ"
     raise Mistake(f"{option}={key}: the runs have no such key; {told}. Type {option}={best}")
 
 

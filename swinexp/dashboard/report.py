@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import statistics
 import warnings
@@ -19,7 +18,7 @@ from swinexp.dashboard.subject import Subject, Sweep
 from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
-from swinexp.sweep.report import of_one
+from swinexp.sweep.report import again, of_one
 from swinexp.sweep.space import text
 from swinexp.sweep.trials import epochs
 from swinexp.sweep.worker import trial_folder
@@ -92,9 +91,7 @@ def _best(sweep: Sweep, found: Sequence[Leader]) -> str:
     if not found:
         return "No trial is complete."
     if (sweep.folder / "best.yaml").exists():
-        place = os.path.relpath(sweep.folder)
-        again = shlex.join(["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"])
-        lines += ["", "The best one again, from the sweep's folder:", "", f"```\n{again}\n```"]
+        lines += ["", "The best one again:", "", f"```\n{again(sweep.folder)}\n```"]
     kept = trial_folder(sweep.folder, found[0].trial.number, sweep.seeds) / "overrides.yaml"
     if kept.exists():
         lines += ["", "and from anywhere:", "", f"```\n{_command(kept)}\n```"]

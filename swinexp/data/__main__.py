@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from swinexp.folder import folder_name, run_name
 from swinexp.run import compose, reported
@@ -28,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from swinexp.sheet import report
 
         run = typed(compose(overrides))
-        default = Path("outputs", "data", f"{folder_name(run_name(overrides))}.png")
-        report(run, Path(places[-1]) if places else default)
+        default = f"outputs/data/{folder_name(run_name(overrides))}.png"
+        report(run, places[-1] if places else default)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,9 @@ def options(given: dict[str, Any]) -> Options:
     """The options that Hydra hands over, with their types checked. Raises `Mistake`."""
     cfg = OmegaConf.create(given)
     assert isinstance(cfg, DictConfig)
+    for group in ("sampler", "pruner"):
+        name = given.get(group)
+        check(not isinstance(name, str), f"{WHERE}.{group}", name, "it is a group", f"hydra/sweeper/{group}={name}")
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), cfg))
     except OmegaConfBaseException as error:

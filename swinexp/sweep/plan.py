@@ -165,12 +165,14 @@ def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Op
     }
 
 
-def _composed(config: DictConfig, context: HydraContext, overrides: Sequence[str]) -> DictConfig:
-    """The config of a job. Raises `Mistake`."""
+def _composed(
+    config: DictConfig, context: HydraContext, overrides: Sequence[str], given: Sequence[str] = ()
+) -> DictConfig:
+    """The config of a job; `given` is what was typed for it, where that is something else. Raises `Mistake`."""
     try:
         composed = context.config_loader.load_sweep_config(config, list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        line = explain(error, overrides)
+        line = explain(error, given or overrides)
         if line is None:
             raise
         raise Mistake(line) from error
@@ -186,15 +188,25 @@ def rehearse(space: Space, config: DictConfig, context: HydraContext) -> None:
         return
     from swinexp.config import typed
 
-    refused: list[Mistake] = []
-    corners = list(space.corners())
-    for key, point in corners:
-        composed = _composed(config, context, space.overrides(point))
+    def refusal(point: Point) -> Mistake | None:
+        composed = _composed(config, context, space.overrides(point), given)
         try:
             typed(composed)
         except Mistake as mistake:
-            if str(mistake).startswith(f"{key}="):
-                raise
+            return mistake
+        return None
+
+    given = [*space.fixed, *(f"{each.key}={each.typed}" for each in space.all())]
+    refused: list[Mistake] = []
+    corners = list(space.corners())
+    for parameter, point in corners:
+        key, value = parameter.key, point[parameter.key]
+        mistake = refusal(point)
+        if mistake is not None and str(mistake).startswith(f"{key}="):
+            if isinstance(value, float) and refusal({**point, key: round(value)}) is None:
+                check(False, key, parameter.typed, "whole numbers are needed", f"'{key}={parameter.whole()}'")
+            raise mistake
+        if mistake is not None:
             refused.append(mistake)
     if corners and len(refused) == len(corners):
         raise refused[0]

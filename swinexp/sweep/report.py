@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from swinexp.folder import write_atomically, write_text
 from swinexp.mistake import first_line
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
-from swinexp.sweep.ranking import Leader, leaders
+from swinexp.sweep.ranking import Leader, leaders, number
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, epochs, error
@@ -82,8 +83,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
 
 def _write_best(study: Study, leader: Leader) -> bool:
     """The best trial's whole config, as one that Hydra composes a run from."""
-    number = leader.trial.number
-    kept = trial_folder(study.folder, number, study.options.seeds) / "config.yaml"
+    kept = trial_folder(study.folder, leader.trial.number, study.options.seeds) / "config.yaml"
     if not kept.exists():  # another application's
         return False
     config = yaml.safe_load(kept.read_text())
@@ -92,13 +92,23 @@ def _write_best(study: Study, leader: Leader) -> bool:
     overrides = [each for each in ours["defaults"] if isinstance(each, dict) and "override" in next(iter(each))]
     config["wandb"].pop("mode")  # so that wandb=disabled may be typed beside it
     whole = {"defaults": [{"wandb": "auto"}, "_self_", *overrides], **config, "hydra": ours["hydra"]}
-    place = os.path.relpath(study.folder)
-    head = (
-        f"# The best trial of study {study.name}: trial {number}, {leader}. To run it again:\n"
-        f"#   python -m swinexp.run --config-dir {place} --config-name best\n"
+    alone = ""
+    if len(leader.figures) > 1:
+        alone = f", with seed {config['seed']} alone ({', '.join(map(number, leader.figures[0]))})"
+    head = [
+        f"# The best trial of study {study.name}: trial {leader.trial.number}, {leader}. To run it again{alone}:",
+        f"#   {again(study.folder)}",
+    ]
+    write_text(
+        study.folder / "best.yaml", "\n".join([*head, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)])
     )
-    write_text(study.folder / "best.yaml", head + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
     return True
+
+
+def again(folder: Path) -> str:
+    """The command that trains what best.yaml in a sweep's folder has."""
+    place = os.path.relpath(folder)
+    return shlex.join(["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"])
 
 
 def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optuna.Study, Any]]:
@@ -165,8 +175,7 @@ def _write_html(
             f"{say(shown_params(leader.trial.params))}</p>"
             for leader in best[:10]
         ]
-        place = os.path.relpath(study.folder)
-        sections.append(f"<pre>python -m swinexp.run --config-dir {say(place)} --config-name best</pre>")
+        sections.append(f"<pre>{say(again(study.folder))}</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
         if title == "Curves":

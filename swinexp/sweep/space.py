@@ -62,11 +62,20 @@ class Parameter:
         )
 
     def extremes(self) -> list[Any]:
-        """The values that show whether the run takes them: all choices, or both ends."""
+        """The values that show whether the run takes them: all choices, or both ends and, of an interval of any
+        numbers, one that is not whole."""
         if isinstance(self.distribution, CategoricalDistribution):
             return list(self.distribution.choices)
         assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        return [self.distribution.low, self.distribution.high]
+        low, high = self.distribution.low, self.distribution.high
+        within = isinstance(self.distribution, FloatDistribution) and self.distribution.step is None
+        return [low, high, *([low + (high - low) / math.pi] if within else [])]
+
+    def whole(self) -> str:
+        """The same interval of whole numbers, as one types it."""
+        assert isinstance(self.distribution, FloatDistribution)
+        tags = "int,log" if self.distribution.log else "int"
+        return f"tag({tags},interval({self.distribution.low:g},{self.distribution.high:g}))"
 
     def known(self, value: Any) -> Any:
         """A value that somebody typed, as this parameter has it. Raises `Mistake` when it is none of its values."""
@@ -142,8 +151,8 @@ class Space:
         base = {key: first for key, (first, *_) in values.items()}
         return [base, *({**base, key: other} for key, (_, *others) in values.items() for other in others)]
 
-    def corners(self) -> Iterator[tuple[str, Point]]:
-        """(a key, a point that has one of its extremes), for every parameter and every extreme."""
+    def corners(self) -> Iterator[tuple[Parameter, Point]]:
+        """(a parameter, a point that has one of its extremes), for every parameter and every extreme."""
         cases: list[tuple[Point, Parameter]] = [({}, parameter) for parameter in self.parameters.values()]
         for when, parameters in self.conditional:
             known = {parameter.key: parameter for parameter in self.all()}
@@ -155,7 +164,7 @@ class Space:
                 fixed = {**there, parameter.key: value}
                 for each in self._reached(point):
                     point[each.key] = fixed.get(each.key, each.extremes()[0])
-                yield parameter.key, point
+                yield parameter, point
 
     def overrides(self, point: Point) -> list[str]:
         """The overrides of a job: the fixed ones, then those of its point."""

@@ -6,7 +6,6 @@ checkpoint. All that decides who runs what happens under one lock.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.folder import remove_empty
+from swinexp.folder import kept, remove_empty
 from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.sweep.budget import Budget, Enough
 from swinexp.sweep.liveness import Liveness, me
@@ -345,9 +344,9 @@ def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
     record = Path(folder) / "study.json"
     if not record.is_file():
         raise Mistake(f"{key}={folder}: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME")
-    there = json.loads(record.read_text())
-    kept = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
-    url = url_of(kept[0] if kept else there["storage"], record.parent.absolute())
+    there = kept(record)
+    here = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
+    url = url_of(here[0] if here else there["storage"], record.parent.absolute())
     try:
         return optuna.load_study(study_name=there["name"], storage=open_storage(url))
     except KeyError:
