@@ -236,7 +236,7 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
         siblings += ["experiment", "sweep", "storage"]  # which compose a run or a sweep, and are no keys of it
     options = _options(path) if "trainer" in tree else []  # of a run's config
     by_option = {option: _keys(CONF / path / f"{option}.yaml") for option in options}
-    last = ALSO_CALLED.get(last, last)
+    last = last if key.startswith("hydra.") else ALSO_CALLED.get(last, last)
     namesakes = [leaf for leaf in others if leaf.rpartition(".")[2] == last]
     elsewhere = [name for names in by_option.values() for name in names if name not in siblings]
     meant = closest(last, [*siblings, *elsewhere]) if isinstance(home, dict) else None

@@ -430,7 +430,7 @@ def test_conditions_are_read_with_spaces_too() -> None:
             "by=windw.size: the runs have no such key; they differ in window.size. Type by=window.size",
         ),
         (["by=pach.size"], "by=pach.size: the runs have no such key; they differ in window.size. Type by=patch.size"),
-        (["metric=val/acuracy"], "metric=val/acuracy: the runs have no such key"),
+        (["metric=val/acuracy"], "metric=val/acuracy: the runs have no such key; they have test/accuracy, "),
         (["metric=state"], "metric=state: is no number. Type metric=val/accuracy"),
         (["where=optimizer.lr"], "where=optimizer.lr: a key, one of < <= > >= = !=, and a value. Type 'where="),
         (["where=optimiser.lr<1"], "where=optimiser.lr: the runs have no such key"),

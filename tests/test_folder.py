@@ -21,6 +21,7 @@ from swinexp.mistake import Mistake
         (["model=nano", "name=mine"], "mine"),
         (["sweep=sizes", "seed=3"], "sizes,seed=3"),
         (["model=nano", "data.cache=/tmp/cache"], "model=nano"),
+        (["data=image_folder", "data.root=pets/"], "data=image_folder,data.root=pets"),
     ],
 )
 def test_a_name_says_what_is_overridden(overrides: list[str], name: str) -> None:
@@ -138,3 +139,10 @@ def test_a_damaged_summary_is_told(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"val/acc')
     with pytest.raises(Mistake, match=r"summary.json is damaged. Remove it, and the same command writes it again: rm "):
         Folder(tmp_path).summary  # noqa: B018
+
+
+def test_a_damaged_config_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: [")
+    line = rf"^{tmp_path}/config.yaml cannot be read \(.*\)\. Bring it back, or remove {tmp_path}$"
+    with pytest.raises(Mistake, match=line):
+        Folder(tmp_path).check({"seed": 0})

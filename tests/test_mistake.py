@@ -85,12 +85,39 @@ def test_the_whole_line(
         ("+experiment=quickstart", "experiment=quickstart"),
         ("++experiment=quickstart", "experiment=quickstart"),
         ("trainer.epochs.x=3", "trainer.epochs=3"),
+        ("optimizer.learning_rate=0.1", "optimizer.lr=0.1"),
+        ("trainer.max_epochs=3", "trainer.epochs=3"),
+        ("bs=32", "trainer.batch_size=32"),
+        ("data.rooot=images", "data=cifar10 data.root=images"),
+        ("data.batch_size=3", "trainer.batch_size=3"),
+        ("optimizer=AdamW", "optimizer=adamw"),
+        ("trainer.precision=BF16", "trainer.precision=bf16"),
+        ("wandb=none", "wandb=disabled"),
+        ("hydra.sweeper.n_trial=3", "sweep=NAME hydra.sweeper.n_trials=3"),
     ],
 )
 def test_did_you_mean(
     argument: str, instead: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refused([argument], capsys, monkeypatch).endswith(f". Type {instead}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [
+        ("hydra.sweeper.direction=max", "hydra.sweeper.direction=maximize"),
+        ("hydra.sweeper.sampler=random", "hydra/sweeper/sampler=random"),
+        ("hydra.sweeper.study_name=a/b", "hydra.sweeper.study_name=ANOTHER_NAME"),
+        ("batch_size=interval(16,64)", "trainer.batch_size=interval(16,64)"),
+        ("trainer.batch_size=interval(16,64)", "'trainer.batch_size=tag(int,interval(16,64))'"),
+        ("trainer.batch_size=tag(log,interval(16,64))", "'trainer.batch_size=tag(int,log,interval(16,64))'"),
+    ],
+)
+def test_did_you_mean_in_a_sweep(
+    argument: str, instead: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert refused(["sweep=quickstart", argument], capsys, monkeypatch).endswith(f". Type {instead}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_wrong_only_on_the_disk_leaves_nothing_either(

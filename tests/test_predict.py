@@ -114,6 +114,11 @@ def test_mistakes_are_one_line(arguments: list[str], line: str, capsys: pytest.C
     assert refused(arguments, capsys) == ([], [f"swinexp: {line}"])
 
 
+def test_a_runs_folder_is_no_image(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"swinexp: {finished}: a run's folder, and no image. Type run={finished} IMAGE.png"
+    assert refused([str(finished), "a.png"], capsys) == ([], [line])
+
+
 def test_a_path_may_have_an_equals_sign() -> None:
     assert predict.sorted_out(["run=a", "./b=1/c.png", "top=2", "d.png"]) == (
         ["run=a", "top=2"],

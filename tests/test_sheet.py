@@ -57,6 +57,16 @@ def test_the_command_prints_what_the_data_are(
     assert imread(place)[..., :3].std() > 0.1
     command("data.image_size=16", "augmentation.crop=2", "--out=sheet.png")
     assert (tmp_path / "sheet.png").exists()
+    command("data.image_size=16", "augmentation.crop=2", "--out=new/sheet")
+    assert capsys.readouterr().out.splitlines()[-1] == "new/sheet.png"
+    assert (tmp_path / "new" / "sheet.png").exists()
+    for typed, told in {"x.txt": "pictures end in one of ", "sheet.png/x.png": "sheet.png cannot be made"}.items():
+        with pytest.raises(SystemExit) as stop:
+            command(f"--out={typed}")
+        assert stop.value.code == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"swinexp: --out={typed}: {told}")
+        assert said.out == ""
     with pytest.raises(SystemExit) as stop:
         command("augmentation=trival")
     assert stop.value.code == 2

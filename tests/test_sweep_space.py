@@ -343,16 +343,16 @@ def test_corners_have_each_extreme_of_each_parameter() -> None:
     space = conditional(*SGD, typed=["optimizer=adamw,lamb,sgd", "lr=interval(1,2)", "n=range(1,4)"])
     corners = list(space.corners())
     tried: dict[str, set[Any]] = {}
-    for key, point in corners:
-        tried.setdefault(key, set()).add(point[key])
+    for parameter, point in corners:
+        tried.setdefault(parameter.key, set()).add(point[parameter.key])
         assert ("optimizer.momentum" in point) == (point["optimizer"] == "sgd")
         assert {"optimizer", "lr", "n"} <= set(point)
     assert tried == {
         "optimizer": {"adamw", "lamb", "sgd"},
-        "lr": {1.0, 2.0},
+        "lr": {1.0, 2.0, 1 + 1 / math.pi},
         "n": {1, 4},
         "optimizer.momentum": {0.8, 0.9},
-        "optimizer.eps": {1e-9, 1e-6},
+        "optimizer.eps": {1e-9, 1e-6, 1e-9 + (1e-6 - 1e-9) / math.pi},
     }
 
 

@@ -203,6 +203,7 @@ def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[
     """(classes, image files, their labels) of a folder that has a folder for each class. Raises `Mistake`."""
     layout = "Type data.root=FOLDER where FOLDER has train/<class>/*.jpg (or .png) and test/<class>/*.jpg"
     if not folder.is_dir():
+        layout += ", or test=false" if folder.name == "test" else ""
         missing = folder if folder.parent.is_dir() else folder.parent
         raise Mistake(f"data.root={root}: there is no folder {missing}. {layout}")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
