@@ -16,6 +16,7 @@ from optuna.trial import FixedTrial
 from swinexp.mistake import Mistake
 from swinexp.sweep.options import Conditional
 from swinexp.sweep.space import Space, build_space, text
+from swinexp.sweep.trials import as_key, by_key
 from tests.sweeping import GROUPS, space_of
 
 
@@ -202,18 +203,58 @@ def test_one_key_may_have_a_range_for_each_condition() -> None:
         space.check({"lr": 5})
     with pytest.raises(Mistake, match=r"lr=4 is not one of range\(1,2\)"):  # which is the other optimizer's
         space.check({"optimizer": "sgd", "lr": 4})
-    assert space.distributions({"optimizer": "sgd", "lr": 1})["lr"] == IntDistribution(1, 2)
-    assert space.distributions({"lr": 1}).keys() == set()
+    assert [part.distribution for part in space.parts({"optimizer": "sgd", "lr": 1})[1:]] == [IntDistribution(1, 2)]
+    assert space.parts({"lr": 1}) == []
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("1,2", "3,4"), ("1,2", "interval(1,2)"), ("interval(1,2)", "tag(log,interval(1,2))")]
 )
-def test_values_that_optuna_cannot_have_under_one_key_are_refused(one: str, other: str) -> None:
-    with pytest.raises(Mistake, match=r"conditional: lr=.* beside lr=.*: Optuna has one list"):
-        conditional(
-            ({"optimizer": "sgd"}, {"lr": one}), ({"optimizer": "adamw"}, {"lr": other}), typed=["optimizer=adamw,sgd"]
-        )
+def test_a_study_has_a_name_for_each_condition_under_which_a_key_has_other_values(one: str, other: str) -> None:
+    space = conditional(
+        ({"optimizer": "sgd"}, {"lr": one}),
+        ({"optimizer": ["adamw", "lamb"]}, {"lr": other}),
+        typed=["optimizer=adamw,lamb,sgd"],
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    names = {"sgd": "lr when optimizer=sgd"} | dict.fromkeys(("adamw", "lamb"), "lr when optimizer=adamw|lamb")
+    drawn = set()
+    for _ in range(20):
+        trial = study.ask()
+        point = space.suggest(trial)
+        drawn.add(point["optimizer"])
+        assert list(point) == ["optimizer", "lr"]
+        assert trial.params == {"optimizer": point["optimizer"], names[point["optimizer"]]: point["lr"]}
+        assert space.overrides(trial.params) == space.overrides(point) == [f"{k}={text(v)}" for k, v in point.items()]
+        assert space.named(point) == trial.params
+        assert space.check(by_key(trial.params)) == point
+        assert as_key(trial.params) == as_key(point)
+    assert drawn == set(names)
+
+
+def test_the_same_values_under_several_conditions_are_one_parameter() -> None:
+    space = conditional(
+        ({"optimizer": "sgd"}, {"lr": "interval(1,2)"}),
+        ({"optimizer": "adamw"}, {"lr": "interval(1,2)"}),
+        typed=["optimizer=adamw,sgd"],
+    )
+    assert {parameter.name for parameter in space.all()} == {"optimizer", "lr"}
+
+
+def test_what_is_queued_has_every_name_that_a_key_may_have() -> None:
+    space = conditional(
+        ({"optimizer": "sgd"}, {"lr": "interval(1,3)"}),
+        ({"optimizer": "adamw"}, {"lr": "interval(2,9)"}),
+        typed=["optimizer=adamw,sgd"],
+    )
+    sgd, adamw = "lr when optimizer=sgd", "lr when optimizer=adamw"
+    assert space.named({"lr": 2.5}) == {sgd: 2.5, adamw: 2.5}
+    assert space.named({"lr": 8.0}) == {adamw: 8.0}
+    assert space.named({"lr": 2.5, "optimizer": "sgd"}) == {"optimizer": "sgd", sgd: 2.5}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(8):
+        study.enqueue_trial(space.named({"lr": 2.5}))
+    assert {space.suggest(study.ask())["lr"] for _ in range(8)} == {2.5}
 
 
 def test_a_grid_has_every_combination_the_last_parameter_fastest() -> None:

@@ -20,7 +20,7 @@ from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
 from swinexp.sweep.report import again, of_one
 from swinexp.sweep.space import text
-from swinexp.sweep.trials import epochs
+from swinexp.sweep.trials import by_key, epochs
 from swinexp.sweep.worker import trial_folder
 
 BEST_TRIALS = 10  # that the table shows
@@ -107,7 +107,7 @@ def _command(kept: Path) -> str:
 
 def _table(sweep: Sweep, shown: Sequence[Leader]) -> str:
     """Means with their standard deviations, on as many seeds as each was trained on."""
-    keys = list(dict.fromkeys(key for leader in shown for key in leader.trial.params))
+    keys = list(dict.fromkeys(key for leader in shown for key in by_key(leader.trial.params)))
     rows = [["trial", *sweep.objectives, "seeds", *keys, "epochs"]]
     rows.append(["---:"] * len(rows[0]))
     for leader in shown:
@@ -115,7 +115,8 @@ def _table(sweep: Sweep, shown: Sequence[Leader]) -> str:
         for values in zip(*leader.figures, strict=True):
             spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             figures.append(f"{number(statistics.fmean(values))}{spread}")
-        params = [_cell(leader.trial.params.get(key, "")) for key in keys]
+        point = by_key(leader.trial.params)
+        params = [_cell(point.get(key, "")) for key in keys]
         trained = str(epochs([leader.trial]))
         rows.append([str(leader.trial.number), *figures, str(len(leader.figures)), *params, trained])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) if shown else ""

@@ -19,7 +19,7 @@ from swinexp import CONF
 from swinexp.mistake import leaves
 from swinexp.sweep.study import another
 from swinexp.sweep.sweeper import TOP
-from swinexp.sweep.trials import FROM
+from swinexp.sweep.trials import FROM, key_of
 
 SWEEPS = Path("outputs", "sweeps")
 FEW = 12  # values that can be told apart as groups
@@ -141,7 +141,7 @@ def _varied(sweep: Sweep) -> list[Varied]:
     """The parameters of its trials that are keys of their config, but the seed."""
     found: dict[str, BaseDistribution] = {}
     for trial in sweep.trials:
-        found |= {key.lstrip("+"): distribution for key, distribution in trial.distributions.items()}
+        found |= {key_of(name).lstrip("+"): distribution for name, distribution in trial.distributions.items()}
     return [
         Varied(key, _few(distribution), bool(getattr(distribution, "log", False)))
         for key, distribution in found.items()

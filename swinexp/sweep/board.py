@@ -17,7 +17,7 @@ from rich.text import Text
 from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import FORBIDDEN, FROM, counts, epochs, error
+from swinexp.sweep.trials import FORBIDDEN, FROM, by_key, counts, epochs, error
 
 EVERY = 0.5  # seconds between two looks at the study
 STYLES = {TrialState.PRUNED: "dim", TrialState.FAIL: "red"}
@@ -149,8 +149,8 @@ def state(trial: FrozenTrial) -> str:
 
 def shown_params(params: Mapping[str, Any]) -> str:
     """The point of a trial, with numbers to three digits."""
-    shown = ((key, f"{value:.3g}" if isinstance(value, float) else text(value)) for key, value in params.items())
-    return " ".join(f"{key}={value}" for key, value in shown)
+    point = by_key(params)
+    return " ".join(f"{key}={f'{x:.3g}' if isinstance(x, float) else text(x)}" for key, x in point.items())
 
 
 def _seconds(trial: FrozenTrial) -> str:

@@ -219,7 +219,7 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
     opts, space, seed, every = plan.options, plan.space, plan.seed, plan.every
     study = optuna.create_study(sampler=build_sampler(opts, space, seed, 0))
     for point in [*map(space.check, opts.enqueue), *(every or [])][: opts.dry_run]:
-        study.enqueue_trial(point)
+        study.enqueue_trial(space.named(point))
     number = min(opts.dry_run, len(every)) if every is not None else opts.dry_run
     for index in range(number):
         study.sampler = build_sampler(opts, space, seed, index)

@@ -27,7 +27,7 @@ from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders, number
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, epochs, error
+from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, by_key, epochs, error
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,15 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
 
 
 def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> None:
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    keys = list(dict.fromkeys(key for trial in trials for key in by_key(trial.params)))
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error"])
     for trial in trials:
         values = trial.values or [""] * len(objectives)
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
-        params = [text(trial.params[key]) if key in trial.params else "" for key in keys]
+        point = by_key(trial.params)
+        params = [text(point[key]) if key in point else "" for key in keys]
         folder = trial_folder(study.folder, trial.number, study.options.seeds)
         writer.writerow(
             [
@@ -196,7 +197,7 @@ def _write_html(
 
 
 def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], leaders: set[int]) -> str:
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    keys = list(dict.fromkeys(key for trial in trials for key in by_key(trial.params)))
     say = html.escape
     heads = ["trial", "state", *objectives, *keys, "epochs", "seconds", "run"]
     rows: list[tuple[str, list[str]]] = []
@@ -204,7 +205,8 @@ def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str
         folder = trial_folder(study.folder, trial.number, study.options.seeds)
         link = os.path.relpath(folder, study.folder)
         values = [f"{value:.6g}" for value in trial.values or [None] * 0] or [""] * len(objectives)
-        params = [_number(trial.params[key]) if key in trial.params else "" for key in keys]
+        point = by_key(trial.params)
+        params = [_number(point[key]) if key in point else "" for key in keys]
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
         cells = [str(trial.number), state(trial), *values, *params, str(epochs([trial])), seconds]
         run = f'<a href="{say(link)}/">{say(link)}</a>' if folder.is_dir() else ""

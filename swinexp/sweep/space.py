@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -24,6 +24,7 @@ from optuna.trial import BaseTrial
 
 from swinexp.mistake import Mistake, check, no_option, shown
 from swinexp.sweep.options import WHERE, Conditional
+from swinexp.sweep.trials import WHEN, by_key
 
 Point = dict[str, Any]
 
@@ -35,16 +36,22 @@ class Parameter:
     key: str
     distribution: BaseDistribution
     typed: str  # as it was given
+    condition: str = ""  # where the key has other values under another one
+
+    @property
+    def name(self) -> str:
+        """What the study calls it: Optuna has one distribution under a name, and learns from all of its values."""
+        return f"{self.key}{WHEN}{self.condition}" if self.condition else self.key
 
     def suggest(self, trial: BaseTrial) -> Any:
         """The value of a trial, drawn by the study's sampler where the trial has none yet."""
         match self.distribution:
             case CategoricalDistribution(choices=choices):
-                return trial.suggest_categorical(self.key, choices)
+                return trial.suggest_categorical(self.name, choices)
             case FloatDistribution() as d:
-                return trial.suggest_float(self.key, d.low, d.high, step=d.step, log=d.log)
+                return trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
             case IntDistribution() as d:
-                return trial.suggest_int(self.key, d.low, d.high, step=d.step, log=d.log)
+                return trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
         raise AssertionError(self.distribution)
 
     def values(self) -> list[Any]:
@@ -77,6 +84,14 @@ class Parameter:
         tags = "int,log" if self.distribution.log else "int"
         return f"tag({tags},interval({self.distribution.low:g},{self.distribution.high:g}))"
 
+    def has(self, value: Any) -> bool:
+        """Whether it is one of its values."""
+        try:
+            self.known(value)
+        except Mistake:
+            return False
+        return True
+
     def known(self, value: Any) -> Any:
         """A value that somebody typed, as this parameter has it. Raises `Mistake` when it is none of its values."""
         if isinstance(self.distribution, CategoricalDistribution):
@@ -108,7 +123,7 @@ class Space:
             point[parameter.key] = parameter.suggest(trial)
         if self.custom is not None:
             self.custom(trial)
-        return {**trial.params, **point}
+        return {**by_key(trial.params), **point}
 
     def _reached(self, point: Point) -> Iterator[Parameter]:
         """The parameters that there are, each as soon as `point` holds the ones before it."""
@@ -122,13 +137,27 @@ class Space:
         yield from self.parameters.values()
         yield from itertools.chain.from_iterable(parameters.values() for _, parameters in self.conditional)
 
-    def distributions(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-        """{key: what it was drawn from} of a point; without the keys that a point does not have in this space."""
-        found = {key: parameter.distribution for key, parameter in self.parameters.items() if key in point}
-        for when, parameters in self.conditional:
-            if _fits(when, point):
-                found = {key: p.distribution for key, p in parameters.items() if key in point} | found
+    def parts(self, point: Mapping[str, Any]) -> list[Parameter]:
+        """The parameters that a point has values of; none for what it does not have in this space."""
+        found: list[Parameter] = []
+        known: Point = {}
+        for parameter in self._reached(known):
+            if parameter.key in point:
+                known[parameter.key] = point[parameter.key]
+                found.append(parameter)
         return found
+
+    def possible(self, point: Mapping[str, Any]) -> Iterator[Parameter]:
+        """The parameters that a point may have, as far as it says."""
+        yield from self.parameters.values()
+        for when, parameters in self.conditional:
+            if _fits({key: values for key, values in when.items() if key in point}, point):
+                yield from (parameter for key, parameter in parameters.items() if key not in self.parameters)
+
+    def named(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """A point as the study has it, {name: value}: under each name that a key may have."""
+        there = (each for each in self.possible(point) if each.key in point)
+        return {each.name: point[each.key] for each in there if each.has(point[each.key])}
 
     def points(self) -> list[Point]:
         """Every combination, the last parameter fastest. Raises `Mistake` where there is no end of them."""
@@ -167,42 +196,31 @@ class Space:
                 yield parameter, point
 
     def overrides(self, point: Point) -> list[str]:
-        """The overrides of a job: the fixed ones, then those of its point."""
-        return [*self.fixed, *(f"{key}={text(value)}" for key, value in point.items())]
+        """The overrides of a job: the fixed ones, then those of its point, or of a trial's parameters."""
+        return [*self.fixed, *(f"{key}={text(value)}" for key, value in by_key(point).items())]
 
     def check(self, point: Mapping[str, Any]) -> Point:
         """A point that somebody typed. Raises `Mistake` when it is not in the space."""
         known: Point = {}
-        by_key: dict[str, list[Parameter]] = {}
-        for parameter in self.parameters.values():
-            by_key[parameter.key] = [parameter]
-        for when, parameters in self.conditional:
-            if _fits({key: values for key, values in when.items() if key in point}, point):  # as far as it says
-                for key, parameter in parameters.items():
-                    by_key.setdefault(key, []).append(parameter)
+        possible: dict[str, list[Parameter]] = {}
+        for parameter in self.possible(point):
+            possible.setdefault(parameter.key, []).append(parameter)
         for key, value in point.items():
             check(
-                key in by_key,
+                key in possible,
                 f"{WHERE}.enqueue",
                 key,
-                f"not varied; {', '.join(by_key)} are",
+                f"not varied; {', '.join(possible)} are",
                 f"one of these, or vary {key}",
             )
-            for parameter in by_key[key]:
-                try:
-                    known[key] = parameter.known(value)
-                    break
-                except Mistake:
-                    if parameter is by_key[key][-1]:
-                        raise
+            known[key] = next((each for each in possible[key] if each.has(value)), possible[key][-1]).known(value)
         return known
 
     def described(self) -> dict[str, str]:
         """{key: what is tried}, as it was typed, conditions included; what is compared when a study goes on."""
         said = {parameter.key: parameter.typed for parameter in self.parameters.values()}
         for when, parameters in self.conditional:
-            condition = ",".join(f"{key}={'|'.join(values)}" for key, values in when.items())
-            said |= {f"{parameter.key} when {condition}": parameter.typed for parameter in parameters.values()}
+            said |= {f"{each.key}{WHEN}{_condition(when)}": each.typed for each in parameters.values()}
         return said
 
 
@@ -213,6 +231,10 @@ def compatible(one: BaseDistribution, other: BaseDistribution) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _condition(when: Mapping[str, Sequence[str]]) -> str:
+    return ",".join(f"{key}={'|'.join(values)}" for key, values in when.items())
 
 
 def _fits(when: Mapping[str, Sequence[str]], point: Mapping[str, Any]) -> bool:
@@ -250,14 +272,7 @@ def build_space(
         for override in parser.parse_overrides([f"{key}={text(value)}" for key, value in each.params.items()]):
             key = override.get_key_element()
             check(override.is_sweep_override(), key, text(each.params[key]), "one value varies nothing", f"{key}=a,b")
-            parameters[key] = parameter = _parameter(key, override, options)
-            for other in (each for each in space.all() if each.key == key):
-                if not compatible(other.distribution, parameter.distribution):
-                    raise Mistake(
-                        f"{WHERE}.conditional: {key}={parameter.typed} beside {key}={other.typed}: Optuna has one "
-                        "list, or intervals of one kind, for a key. Type the same list, or two intervals with the same "
-                        "tags"
-                    )
+            parameters[key] = _parameter(key, override, options)
         known = {parameter.key: parameter for parameter in space.all()}
         when = {}
         for key, values in each.when.items():
@@ -279,6 +294,12 @@ def build_space(
                     f"{key}: {text(known[key].extremes()[0])}",
                 )
         space.conditional.append((when, parameters))
+    different = {
+        one.key for one in space.all() for other in space.all() if one.key == other.key and one != other
+    } - space.parameters.keys()
+    for when, parameters in space.conditional:
+        for key in different & parameters.keys():
+            parameters[key] = replace(parameters[key], condition=_condition(when))
     return space
 
 

@@ -37,7 +37,7 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, counts
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Study:
         """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""
         before = {key: each for trial in self.trials for key, each in trial.distributions.items()}
         for parameter in self.space.all():
-            if not compatible(before.get(parameter.key, parameter.distribution), parameter.distribution):
+            if not compatible(before.get(parameter.name, parameter.distribution), parameter.distribution):
                 raise Mistake(
                     f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not the values of "
                     f"a list. Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={self.folder}"
@@ -170,7 +170,7 @@ class Study:
         there = {as_key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
         new = {as_key(point): point for point in points if as_key(point) not in there}
         for point in [*new.values()][:most]:
-            self.optuna.enqueue_trial(point)
+            self.optuna.enqueue_trial(self.space.named(point))
         return min(len(new), most)
 
     @property
@@ -187,18 +187,18 @@ class Study:
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or FROM in trial.user_attrs:
                 continue
             try:
-                point = self.space.check(trial.params)
+                point = self.space.check(by_key(trial.params))
             except Mistake:  # not in this space
                 continue
-            distributions = self.space.distributions(point)
-            if trial.values is None or distributions.keys() != point.keys():
+            parts = self.space.parts(point)
+            if trial.values is None or len(parts) != len(point):
                 continue
             self.optuna.add_trial(
                 optuna.trial.create_trial(
                     state=trial.state,
                     values=trial.values,
-                    params=point,
-                    distributions=distributions,
+                    params={part.name: point[part.key] for part in parts},
+                    distributions={part.name: part.distribution for part in parts},
                     intermediate_values=trial.intermediate_values,
                     user_attrs={FROM: folder},
                 )

@@ -31,6 +31,7 @@ from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
 from swinexp.sweep.ranking import distinct, ranked
 from swinexp.sweep.space import Parameter
 from swinexp.sweep.study import Study
+from swinexp.sweep.trials import by_key
 from swinexp.sweep.worker import Launch, Worker
 from swinexp.sweep.workers import Processes, Workers, is_worker, of_the_top, orphaned
 
@@ -100,7 +101,7 @@ def _top(what: Plan, study: Study) -> Study:
     options, seed = what.options, what.seed
     seeds = list(range(seed + options.seeds, seed + options.top_seeds))
     best = distinct(ranked(study, study.trials))[: options.top_k]
-    points = [{**trial.params, "seed": each} for trial in best for each in seeds]
+    points = [{**by_key(trial.params), "seed": each} for trial in best for each in seeds]
     chosen = IntDistribution(seed, seed + 10**6)
     space = replace(
         what.space, parameters={**what.space.parameters, "seed": Parameter("seed", chosen, "further seeds")}

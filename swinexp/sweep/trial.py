@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from swinexp.sweep.trials import by_key
+
 if TYPE_CHECKING:
     import optuna
 
@@ -88,7 +90,7 @@ class Inside(Outside):
         once: Callable[[Callable[[], object]], bool] = lambda work: (work(), True)[1],
     ) -> None:
         self.trial, self.study, self.number = trial, study, trial.number
-        self.point = trial.params
+        self.point = by_key(trial.params)
         self.curve, self.constraints, self.seen = curve, constraints, seen
         self.reported = (
             set() if curve is None else set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)

@@ -1,22 +1,34 @@
-"""What a trial says of itself, beside its point and its values."""
+"""What a trial says of itself, beside its values. Optuna is not imported here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
 FORBIDDEN = "forbidden"
+WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
+
+
+def key_of(name: str) -> str:
+    """The key that a parameter of a study is for: optimizer.lr of `optimizer.lr when optimizer=sgd`."""
+    return name.partition(WHEN)[0]
+
+
+def by_key(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's parameters as {key: value}."""
+    return {key_of(name): value for name, value in params.items()}
 
 
 def as_key(point: Mapping[str, Any]) -> str:
-    """A point as something to know it by: the same for the same values, in any order."""
-    return json.dumps(point, sort_keys=True)
+    """A point, or a study's parameters, as something to know it by: the same for the same values, in any order."""
+    return json.dumps(by_key(point), sort_keys=True)
 
 
 def counts(trial: FrozenTrial) -> bool:
