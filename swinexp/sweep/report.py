@@ -27,7 +27,7 @@ from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders, number
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, by_key, epochs, error
+from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, WHEN, by_key, epochs, error
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -244,6 +244,7 @@ def _write_pngs(
                 legend.remove()
         for part in figure.axes:
             part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
+            part.set_xlabel(part.get_xlabel().replace(WHEN, f"\n{WHEN.lstrip()}"))
         name = "_".join(re.findall(r"[a-z]+", title.partition(" (")[0].lower()))
         path = study.folder / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
