@@ -294,7 +294,7 @@ def test_the_reference_is_what_its_script_does() -> None:
         ("erase=1.5", "augmentation.erase=1.5: a share between 0 and 1"),
         ("mix=mixdown", "augmentation.mix=mixdown: one of cutmix, mixup, switch. Type augmentation.mix=cutmix"),
         ("mix_prob=2", "augmentation.mix_prob=2.0: a share between 0 and 1"),
-        ("cutmix_alpha=0", "augmentation.cutmix_alpha=0.0: a positive number"),
+        ("cutmix_alpha=0", "augmentation.cutmix_alpha=0.0: at least 0.05"),
         ("policy=trival", "augmentation.policy=trival: one of trivial, rand, auto. Type augmentation.policy=trivial"),
         ("rand_magnitude=31", "augmentation.rand_magnitude=31: 0 to 30"),
         ("rand_operations=0", "augmentation.rand_operations=0: at least 1"),

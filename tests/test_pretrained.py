@@ -82,6 +82,37 @@ def test_logits_are_those_of_the_model_that_was_saved(source: str, v2: bool, suf
     assert torch.allclose(ours(images), theirs(images), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("v2", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+def test_a_file_without_a_head_leaves_it_fresh(source: str, v2: bool, tmp_path: Path) -> None:
+    theirs = timm_model(v2) if source == "timm" else torchvision_model(v2=v2)
+    path = tmp_path / "weights.pth"
+    torch.save({name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}, path)
+    report = load_pretrained(small(**(SWINV2 if v2 else {})), path)
+    assert (report.source, report.fresh) == (f"{source}'s names", ["head.weight", "head.bias"])
+
+
+def test_offsets_on_the_scale_of_other_windows_are_refused(tmp_path: Path) -> None:
+    """As in Microsoft's Swin V2 that was trained with windows of 12 and then of 16; timm's files do not tell."""
+    pytest.importorskip("timm")
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    for before, refused in ((0, False), (2, True)):
+        theirs = SwinTransformerV2(
+            img_size=16, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4,
+            mlp_ratio=2.0, num_classes=10, pretrained_window_sizes=(before, before),
+        )  # fmt: skip
+        tables = {k: v for k, v in theirs.named_buffers() if k.endswith("relative_coords_table")}
+        assert len(tables) == 4
+        path = tmp_path / f"{before}.pth"
+        torch.save({**theirs.state_dict(), **tables}, path)
+        if refused:
+            with pytest.raises(Mistake, match=r"offsets on the scale of other windows, .* Type a file"):
+                load_pretrained(small(**SWINV2), path)
+        else:
+            assert load_pretrained(small(**SWINV2), path).fresh == []
+
+
 def microsoft(model: Swin) -> dict[str, Tensor]:
     """As its training script saves a network: with the indices and masks that every network computes itself."""
     weights = dict(model.state_dict())
@@ -100,7 +131,8 @@ def test_microsofts_checkpoint_and_our_own(tmp_path: Path) -> None:
     torch.save({"model": microsoft(theirs), "optimizer": {"state": {}}, "epoch": 299}, tmp_path / "microsoft.pth")
     torch.save({"version": 1, "model": theirs.state_dict(), "history": [{"a": 1.0}]}, tmp_path / "last.pt")
     torch.save({f"module._orig_mod.{k}": v for k, v in theirs.state_dict().items()}, tmp_path / "wrapped.pt")
-    for name in ("microsoft.pth", "last.pt", "wrapped.pt"):
+    torch.save({f"_orig_mod.module.{k}": v for k, v in theirs.state_dict().items()}, tmp_path / "around.pt")
+    for name in ("microsoft.pth", "last.pt", "wrapped.pt", "around.pt"):
         ours = small()
         report = load_pretrained(ours, tmp_path / name)
         assert torch.equal(ours(images), theirs(images)), name
@@ -228,6 +260,15 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({**small().state_dict(), "head.bias": torch.ones(10).to_sparse()}, tmp_path / "sparse.pth")
+    with pytest.raises(
+        Mistake, match=r"sparse.pth: head.bias is no dense tensor \(torch.sparse_coo\)\. Type model.pret"
+    ):
+        load_pretrained(small(), tmp_path / "sparse.pth")
+
+
 class Trap:
     """What a hostile file holds: loading it would run a command."""
 
@@ -252,11 +293,14 @@ def test_files_that_are_not_weights(tmp_path: Path) -> None:
     nan = small()
     nn.init.constant_(nan.head.bias, float("nan"))
     saved(nan, tmp_path / "nan.pth")
+    table = "layers.0.blocks.0.attn.relative_position_bias_table"
+    torch.save({**small().state_dict(), table: torch.zeros(7, 7, 2)}, tmp_path / "cube.pth")
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "folder" / "checkpoints").mkdir(parents=True)
     saved(small(), tmp_path / "folder" / "checkpoints" / "last.pt")
     messages = {
+        "cube.pth": r"relative_position_bias_table has another shape \(7×7×2 → 49×2\)",
         "truncated.pth": "cannot be read as weights",
         "truncated.safetensors": "cannot be read as weights",
         "huge_header.safetensors": "cannot be read as weights",

@@ -170,6 +170,22 @@ def test_a_warm_up_that_fills_the_run_is_told(
     assert ("only rises" in caplog.text) is (told is not None)
 
 
+def test_a_warm_up_ends_at_what_the_schedule_has_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path / "last.pt", "trainer.epochs=1", "schedule=one_cycle", "schedule.warmup_epochs=2")
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"][0]["lr"]
+    assert last < 0.9e-3
+    assert f"the lr only rises, to {100 * last / 1e-3:.0f} % of its peak" in caplog.text
+
+
+def test_an_lr_of_0_in_every_step_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    only = ("trainer.epochs=1", "trainer.batch_size=200", "schedule=linear", "schedule.warmup_epochs=0")
+    trained(tmp_path / "last.pt", *only)
+    assert "the lr is 0 in each of the 1 steps, and nothing is learnt. Type schedule=constant" in caplog.text
+    caplog.clear()
+    trained(tmp_path / "two.pt", *only[:1], "trainer.batch_size=100", *only[2:])
+    assert "nothing is learnt" not in caplog.text
+
+
 @pytest.mark.parametrize("override", ["trainer.precision=tf32", "trainer.fit_memory=true", "trainer.compile=graphs"])
 def test_what_has_no_effect_on_a_cpu_is_refused_there_unless_a_run_goes_on(override: str) -> None:
     key = override.partition("=")[0]

@@ -277,6 +277,39 @@ def test_what_does_not_fit_the_memory_is_trained_in_parts(
         trained(tmp_path / "stopped/last.pt", *STRONG)
 
 
+def test_a_try_that_does_not_fit_leaves_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for override, most in (("trainer.accumulate=2", 50), ("trainer.fit_memory=true", 25)):
+        run = small_run("patch=p2_conv", "data.image_size=16", override)
+        model, _ = prepare(run, resuming=True)
+        state = build_state(run, model, 1)
+        images, labels = (
+            torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+            torch.full((50, 10), 0.1),
+        )
+        with monkeypatch.context() as patch:
+            full_after_the_stem(patch, most)
+            train_step(run, state, images, labels, None, 0)
+        found.append(state.running)
+    one, other = found
+    assert one.keys() == other.keys() != set()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def full_after_the_stem(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A memory that is full only when the patch embedding has counted its images."""
+    from swinexp.swin import Swin
+
+    plain = Swin.logits
+
+    def logits(self: Swin, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if self.training and len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, x, *arguments)
+
+    monkeypatch.setattr(Swin, "logits", logits)
+
+
 def test_the_steps_of_a_seed_are_its_own() -> None:
     assert derive(0, "drop path", 1) != derive(0, "augmentation", 1)
 

@@ -15,6 +15,7 @@ from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, ran
 from swinexp.mistake import check, one_of, shown
 
 MIXES = ("cutmix", "mixup", "switch")
+LEAST_ALPHA = 0.05  # below, draws of Beta(α, α) need more than fp32
 
 
 @dataclass
@@ -61,7 +62,13 @@ class Augmentation:
             check(0 <= value <= 1, f"augmentation.{key}", value, "a share between 0 and 1", f"augmentation.{key}=0.25")
         for key in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, key)
-            check(0 < value < math.inf, f"augmentation.{key}", value, "a positive number", f"augmentation.{key}=1")
+            check(
+                LEAST_ALPHA <= value < math.inf,
+                f"augmentation.{key}",
+                value,
+                f"at least {LEAST_ALPHA}",
+                f"augmentation.{key}=1",
+            )
         if self.policy is not None:
             one_of("augmentation.policy", self.policy, POLICIES)
         if self.mix is not None:

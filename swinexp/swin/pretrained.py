@@ -21,8 +21,9 @@ from swinexp.swin.network import Swin
 
 KEY = "model.pretrained"
 WRAPPINGS = ("model", "state_dict", "model_state_dict")  # under which training scripts keep the weights
-PREFIXES = ("module.", "_orig_mod.")  # left behind by parallel training and by torch.compile
-COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")  # made anew by every network
+PREFIXES = r"^((module|_orig_mod)\.)+"  # left behind by parallel training and by torch.compile
+OFFSETS = "relative_coords_table"
+COMPUTED = ("relative_position_index", OFFSETS, "attn_mask", "k_bias")  # made anew by every network
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def fit(model: Swin, weights: Weights) -> Report:
     wanted = model.state_dict()
     fitting: dict[str, Tensor] = {}
     resized, fresh, wrong = {}, [], []
+    if _scaled_otherwise(model, weights.tensors):
+        raise Mistake(
+            f"{KEY}={weights.path}: its continuous position bias takes offsets on the scale of other windows, which it "
+            "was trained with before. Type a file that was trained with windows of one size"
+        )
     for name, here in wanted.items():
         there = found.pop(name, None)
         if name.startswith("head.") and (there is None or _of_other_classes(there, here)):
@@ -94,6 +100,16 @@ def fit(model: Swin, weights: Weights) -> Report:
         )
     model.load_state_dict({**wanted, **fitting})
     return Report(source, [name for name in fitting if name not in resized], resized, fresh)
+
+
+def _scaled_otherwise(model: Swin, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file's offsets for windows of the same size are others than ours, in any block in which it has them."""
+    theirs = [value.flatten() for name, value in tensors.items() if name.endswith(OFFSETS)]
+    ours = [value.flatten().cpu() for name, value in model.named_buffers() if name.endswith(OFFSETS)]
+    return len(theirs) == len(ours) and any(
+        one.shape == other.shape and not torch.allclose(one.float(), other.float(), atol=1e-3)
+        for one, other in zip(theirs, ours, strict=True)
+    )
 
 
 def _of_other_classes(there: Tensor, here: Tensor) -> bool:
@@ -131,9 +147,9 @@ def read(path: str | Path) -> Weights:
     tensors = {}
     for name, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(value, Tensor) and isinstance(name, str):
-            for prefix in PREFIXES:
-                name = name.removeprefix(prefix)
-            tensors[name] = value
+            dense = value.layout == torch.strided
+            check(dense, KEY, path, f"{name} is no dense tensor ({value.layout})", f"{KEY}=FILE of dense ones")
+            tensors[re.sub(PREFIXES, "", name)] = value
     if not tensors:
         raise Mistake(f"{KEY}={path}: there are no weights in it. Save them with torch.save(model.state_dict(), FILE)")
     return Weights(path, tensors)
@@ -145,7 +161,7 @@ def translated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     rename: Callable[[str], str]
     if any(name.startswith("features.") for name in kept):
         source, rename = "torchvision's names", _from_torchvision
-    elif any(name.startswith("head.fc.") for name in kept):
+    elif any(name.startswith("head.fc.") for name in kept) or _merges_first(kept):
         source, rename = "timm's names", _from_timm
     else:
         source, rename = "Microsoft's names, which are ours", str
@@ -156,6 +172,12 @@ def translated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         if v is not None:
             ours[f"{attention}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     return ours, source
+
+
+def _merges_first(names: Iterable[str]) -> bool:
+    """Whether the second stage merges and the first one does not, as in a file of timm without a head."""
+    merging = {name.split(".")[1] for name in names if ".downsample." in name}
+    return bool(merging) and "0" not in merging
 
 
 def _from_timm(name: str) -> str:
@@ -174,6 +196,8 @@ def _from_torchvision(name: str) -> str:
 
 def resize_table(table: Tensor, shape: Sequence[int]) -> Tensor | None:
     """A bias table for another window: ((2w-1)², N) -> `shape`, or None where that cannot be."""
+    if table.ndim != 2 or len(shape) != 2:
+        return None
     (entries, heads), (wanted, wanted_heads) = table.shape, shape
     there, here = math.isqrt(entries), math.isqrt(wanted)
     if heads != wanted_heads or there**2 != entries or here**2 != wanted:

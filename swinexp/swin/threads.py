@@ -28,7 +28,7 @@ def by_threads(network: Callable[..., Tensor], images: Tensor, factors: Tensor |
 
     (B, 3, height, width), and (blocks, 2, B, 1, 1) of drop path -> (B, classes). The values are the same to rounding,
     and to the last bit for the same `torch.get_num_threads()`. Hooks on modules see a part at a time, from several
-    threads.
+    threads; those on the network itself see nothing. The graph is gone after one `backward`.
     """
     if images.device.type != "cpu" or not isinstance(network, Swin) or network.compiled:
         return network(images, factors)

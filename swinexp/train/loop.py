@@ -70,8 +70,14 @@ def train(
                 "schedule.warmup_epochs=%g is at least trainer.epochs=%d: the lr only rises, to %.0f %% of its peak",
                 run.schedule.warmup_epochs,
                 run.trainer.epochs,
-                100 * run.trainer.epochs / run.schedule.warmup_epochs,
+                100 * lr_scale(run.schedule, run.trainer.epochs, run.trainer.epochs),
             )
+        steps = steps_per_epoch(run, dataset) * run.trainer.epochs
+        if not any(
+            lr_scale(run.schedule, run.trainer.epochs * step / steps, run.trainer.epochs)
+            for step in range(1, steps + 1)
+        ):
+            log.warning("the lr is 0 in each of the %d steps, and nothing is learnt. Type schedule=constant", steps)
         while not done(run, state.history):
             number = train_epoch(run, state, dataset, tick, asked)
             finished = not number and _close_epoch(run, state, dataset, asked)
@@ -220,6 +226,7 @@ def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: T
 
     Raises `OutOfMemory`.
     """
+    before = {name: value.clone() for name, value in state.running.items()} if run.trainer.fit_memory else {}
     while True:
         try:
             return _gradients(run, state, images, labels, factors)
@@ -235,6 +242,8 @@ def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: T
                 ) from None
         # Not within the handler, where the error would keep what was computed.
         state.optimizer.zero_grad(set_to_none=True)
+        for name, value in before.items():  # what a part counted that is computed again
+            state.running[name].copy_(value)
         torch.cuda.empty_cache()
         state.parts *= 2
         log.warning("%d images at once are too many for the memory: going on with %d", largest, smaller)
