@@ -91,6 +91,12 @@ def kept(path: Path) -> Any:
         raise Mistake(f"{path} cannot be read ({reason}). Bring it back, or remove {path.parent}") from None
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left half written in a folder."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
 def check_archive(path: Path) -> None:
     """Compare the checksums that `torch.save` writes, for torch does not. Raises almost anything for a damaged file."""
     with zipfile.ZipFile(path) as archive:
@@ -136,8 +142,7 @@ class Folder:
                 "Wait for it, or type name=ANOTHER_NAME"
             ) from None
         for place in (self.path, self.checkpoint.parent):
-            for leftover in place.glob(f".*{TEMPORARY}"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            remove_unfinished(place)
         return self
 
     def __exit__(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import re
+import shlex
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -112,6 +114,23 @@ def check_options(overrides: Sequence[str]) -> None:
         group, _, last = key.rpartition(".")
         if last == "name" and (options := _options(group)):
             check(False, key, name, "an option is more than its name", f"{group}={_nearest(name, options)}")
+
+
+def check_flags(arguments: Sequence[str], unknown: Sequence[str]) -> None:
+    """Raise `Mistake` for what Hydra's parser of flags does not know: flags of others, and what stands before one."""
+    for each in unknown:
+        if not each.startswith("-"):
+            first = [argument for argument in arguments if argument.startswith("-")]
+            whole = shlex.join([*first, *(argument for argument in arguments if argument not in first)])
+            raise Mistake(f"{each}: what begins with - comes before all that is set. Type {whole}")
+        flag, _, given = each.partition("=")
+        name = flag.lstrip("-").replace("-", "_")
+        name = ALSO_CALLED.get(name, name)
+        homes = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if name in _keys(path)]
+        key = name if _options(name) else f"{homes[0]}.{name}" if homes else "KEY"
+        after = [*arguments[arguments.index(each) + 1 :], ""][0]
+        value = given or (after if after and "=" not in after and not after.startswith("-") else "VALUE")
+        raise Mistake(f"{flag}: there is no such flag; settings are KEY=VALUE. Type {key}={value}, or --help")
 
 
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
@@ -287,7 +306,7 @@ def _wrong_type(error: ValidationError) -> str:
         "to Integer": ("a whole number is needed", "1"),
         "to Float": ("a number is needed", "0.1"),
         "valid bool": ("true or false is needed", "true"),
-        "ListConfig, list": ("a list is needed", shown(_list(key) or [value])),
+        "ListConfig, list": ("a list is needed", _quoted(_list(key) or [value])),
         "is not Optional": ("null is not allowed", "VALUE"),
         "NoneType": ("null is not allowed", "1"),
         "to string": ("a word is needed", "WORD"),
@@ -301,6 +320,12 @@ def _wrong_type(error: ValidationError) -> str:
     return f"{key}={shown(value)}: {problem}. Type for example {key}={example}"
 
 
+def _quoted(values: Sequence[Any]) -> str:
+    """A list as one types it in a shell."""
+    plain = all(re.fullmatch(r"[\w.+-]*", shown(value)) for value in values)
+    return shown(values) if plain else shlex.quote(f"[{','.join(json.dumps(shown(value)) for value in values)}]")
+
+
 def _list(key: str) -> list[Any] | None:
     """A list that an option has for a key."""
     group, _, last = key.rpartition(".")
@@ -310,10 +335,14 @@ def _list(key: str) -> list[Any] | None:
 
 def _composition(error: Exception, arguments: Sequence[str]) -> str:
     message = first_line(error)
+    if found := re.search(r"Additional config directory '(.*)' not found", message):
+        return f"--config-dir={found[1]}: there is no such folder. Type that of a sweep, which has its best.yaml"
+    if found := re.search(r"Cannot find primary config '(.*?)'", message):
+        return f"--config-name={found[1]}: there is no {found[1]}.yaml. Type --config-name best, or leave it out"
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
     if several:
         argument = several.group(1) or several.group(2)
-        return f"{argument}: several values are a multirun. Type -m {argument}"
+        return f"{argument}: several values are a multirun. Type -m {shlex.join(arguments) if arguments else argument}"
     twice = re.search(r"Multiple values for (\w+)|force-add of config groups", message)
     for argument in arguments if twice else ():
         group, _, option = argument.lstrip("+").partition("=")

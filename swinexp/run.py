@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -30,7 +31,7 @@ from hydra_plugins.swinexp_sweeper import SwinexpOptuna
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import TOLD, Ended, Mistake, check_options, explain, first_line, interrupt, too_late
+from swinexp.mistake import TOLD, Ended, Mistake, check_flags, check_options, explain, first_line, interrupt, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -209,6 +210,7 @@ def cli() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: None)  # before training begins there is nothing to save
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]), started():
+        check_flags(sys.argv[1:], get_args_parser().parse_known_args(sys.argv[1:])[1])
         try:
             main()
         except Pruned:  # told to the process that started this one

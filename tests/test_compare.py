@@ -433,12 +433,16 @@ def test_conditions_are_read_with_spaces_too() -> None:
         (["metric=val/acuracy"], "metric=val/acuracy: the runs have no such key; they have test/accuracy, "),
         (["metric=state"], "metric=state: is no number. Type metric=val/accuracy"),
         (["where=optimizer.lr"], "where=optimizer.lr: a key, one of < <= > >= = !=, and a value. Type 'where="),
-        (["where=optimiser.lr<1"], "where=optimiser.lr: the runs have no such key"),
+        (
+            ["where=optimzer.name=sgd"],
+            "where=optimzer.name=sgd: the runs have no such key; they differ in window.size. Type where=optimizer.name=sgd",
+        ),
+        (["where=optimiser.lr<1"], "where=optimiser.lr<1: the runs have no such key"),
+        (["where=seed<abc"], "where=seed<abc: seed is a number. Type 'where=seed<0'"),
         (["where=optimizer.name<3"], "where=optimizer.name<3: optimizer.name is adamw, which is not compared so."),
         (["where=seed>7"], "where=seed>7: no run is left. Type other conditions, or none"),
         (["base=window.size=8"], "base=window.size=8: no group is called so; there are window.size="),
         (["nowhere"], "nowhere: is no folder. Type a run's folder, or one of several: outputs/runs/"),
-        (["bare"], "bare: there is no run in it. Type a run's folder, or one of several: outputs/runs/"),
         (["--csv"], "--csv: there are no options but KEY=VALUE. Type for example html=compare.html"),
         (["csv=no/where.csv"], "csv=no/where.csv: there is no folder no. Type csv=compare.csv"),
         (["top=0"], "top=0: at least 1 row. Type top=20"),
@@ -447,7 +451,6 @@ def test_conditions_are_read_with_spaces_too() -> None:
 def test_a_mistake_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     left("a", "window=w2", "seed=0")
     left("b", "window=w4", "seed=1")
-    Path("bare").mkdir()
     with pytest.raises(SystemExit) as ended:
         main([str(RUNS), *arguments])
     assert ended.value.code == 2
@@ -567,3 +570,18 @@ def test_what_a_run_leaves_in_its_folder_and_with_wandb_is_the_same(command: Com
     assert len(find(["outputs"])) == 2  # each once
     assert varied([*own, *offline]) == []
     assert os.listdir("outputs/wandb")
+
+
+def test_a_folder_without_runs_is_left_out_unless_it_is_all(capsys: pytest.CaptureFixture[str]) -> None:
+    left("a", "window=w2", "seed=0")
+    Path("outputs/sweeps/bare").mkdir(parents=True)
+    main(["outputs/sweeps/bare", str(RUNS)])
+    out = capsys.readouterr().out
+    assert re.search(r"not among them:\n +failed +outputs/sweeps/bare +\(there is no run in it\)", out)
+    with pytest.raises(SystemExit) as ended:
+        main(["outputs/sweeps/bare"])
+    assert ended.value.code == 2
+    line = (
+        "swinexp: outputs/sweeps/bare: there is no run in it. Type a run's folder, or one of several: outputs/runs/a\n"
+    )
+    assert capsys.readouterr().err == line

@@ -37,7 +37,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
         ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
         ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),
-        ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m optimizer.lr=range(1,3)"),
+        ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m 'optimizer.lr=range(1,3)'"),
         ("+trainer.epochs=3", "+trainer.epochs=3: the key is there already. Type trainer.epochs=3"),
         ("trainer.epochs=many", "trainer.epochs=many: a whole number is needed. Type for example trainer.epochs=1"),
         ("trainer.batch_size=1e2", "trainer.batch_size=100.0: a whole number is needed. Type trainer.batch_size=100"),
@@ -85,6 +85,11 @@ def test_the_whole_line(
         ("+experiment=quickstart", "experiment=quickstart"),
         ("++experiment=quickstart", "experiment=quickstart"),
         ("trainer.epochs.x=3", "trainer.epochs=3"),
+        ("--learning-rate=1e-3", "optimizer.lr=1e-3, or --help"),
+        ("--model=tinny", "model=tinny, or --help"),
+        ("--foo", "KEY=VALUE, or --help"),
+        ("--config-name=bst", "--config-name best, or leave it out"),
+        ("--config-dir=nowhere", "that of a sweep, which has its best.yaml"),
         ("optimizer.learning_rate=0.1", "optimizer.lr=0.1"),
         ("trainer.max_epochs=3", "trainer.epochs=3"),
         ("bs=32", "trainer.batch_size=32"),
@@ -127,6 +132,15 @@ def test_what_is_wrong_only_on_the_disk_leaves_nothing_either(
     assert line.startswith("data.root=nowhere: there is no folder nowhere. Type data.root=FOLDER")
     assert "trainer.batch_size=5000" in refused(["trainer.batch_size=5000"], capsys, monkeypatch)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_come_first_and_are_hydras(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    line = refused(["experiment=quickstart", "--epochs", "3"], capsys, monkeypatch)
+    assert line == "--epochs: there is no such flag; settings are KEY=VALUE. Type trainer.epochs=3, or --help"
+    line = refused(["experiment=quickstart", "-m", "seed=0,1"], capsys, monkeypatch)
+    assert line == "seed=0,1: what begins with - comes before all that is set. Type -m experiment=quickstart seed=0,1"
+    line = refused(["experiment=quickstart", "seed=0,1"], capsys, monkeypatch)
+    assert line == "seed=0,1: several values are a multirun. Type -m experiment=quickstart seed=0,1"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../..", "a/b", "-rf", ".hidden", "x" * 200])

@@ -356,7 +356,7 @@ def test_schedule_free_stays_where_it_is_without_lr() -> None:
         (lambda: AdamW("adamw", LR, -1, "matrices", 1.0, BETAS, EPS), "optimizer.weight_decay=-1: it must not be"),
         (
             lambda: AdamW("adamw", LR, 0.05, "all", 1.0, BETAS, EPS),
-            "optimizer.decay=all: one of matrices, all_2d. Type optimizer.decay=matrices",
+            "optimizer.decay=all: one of matrices, all_2d. Type optimizer.decay=all_2d",
         ),
         (
             lambda: AdamW("adamw", LR, 0.05, "matrices", 0.0, BETAS, EPS),

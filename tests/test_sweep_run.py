@@ -348,7 +348,7 @@ def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: C
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["optimizer.lrr=1,2"], "optimizer.lrr=1: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer.lr=1"),
+        (["optimizer.lrr=1,2"], "optimizer.lrr=1,2: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer.lr=1,2"),
         (["window=w2,w9"], "window=w9: no such option; there are "),
         (["optimizer.lr=interval(1,0)"], "optimizer.lr=interval(1,0): an interval goes from a number up to a larger one. Type optimizer.lr=interval(0.1,1)"),
         (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: "),
@@ -367,6 +367,15 @@ def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: C
         (["optimizer.lr=interval(0,1)", "hydra/sweeper/sampler=grid"], "optimizer.lr=interval(0,1): an interval has no grid. Type "),
         (["window=w2,w4", "hydra/sweeper/sampler=cmaes"], "hydra/sweeper/sampler=cmaes: it needs two numbers to vary at least, and here there are 0. Type hydra/sweeper/sampler=tpe"),
         (["window=w2,w4", "hydra/sweeper/pruner=median", "objective=test/accuracy", "test=true"], "hydra/sweeper/pruner=median: the objective has no value before the end of a run"),
+        (["seed=0,1", "hydra.sweeper.top_k=2"], "hydra.sweeper.top_k=2: seed is varied already, so that trials are not of several seeds. Type hydra.sweeper.top_k=0, or one seed"),
+        (["seed=0,1", "hydra.sweeper.seeds=2"], "hydra.sweeper.seeds=2: seed is varied already, "),
+        (["window=w2,w4", "hydra.sweeper.sampler.n_startup_trials=abc"], "hydra.sweeper.sampler.n_startup_trials=abc: hydra/sweeper/sampler=tpe takes a whole number. Type hydra.sweeper.sampler.n_startup_trials=null "),
+        (["window=w2,w4", "hydra.sweeper.sampler.n_startup_trials=-4"], "hydra.sweeper.sampler.n_startup_trials=-4: at least 0. "),
+        (["window=w2,w4", "hydra.sweeper.sampler.multivariate=maybe"], "hydra.sweeper.sampler.multivariate=maybe: hydra/sweeper/sampler=tpe takes true or false. "),
+        (["window=w2,w4", "hydra.sweeper.sampler.seed=abc"], "hydra.sweeper.sampler.seed=abc: a whole number, at least 0. Type hydra.sweeper.sampler.seed=0"),
+        (["window=w2,w4", "hydra/sweeper/pruner=asha", "hydra.sweeper.pruner.reduction_factor=2.5"], "hydra.sweeper.pruner.reduction_factor=2.5: hydra/sweeper/pruner=asha takes a whole number. "),
+        (["window=w2,w4", "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.interval_steps=1.5"], "hydra.sweeper.pruner.interval_steps=1.5: hydra/sweeper/pruner=median takes a whole number. "),
+        (["window=w2,w4", "hydra.sweeper.constraints='parameters <= 1e5'"], "hydra.sweeper.constraints=parameters <= 1e5: a list is needed. Type for example hydra.sweeper.constraints='[\"parameters <= 1e5\"]'"),
         (["window=w2,w4", "hydra.sweeper.top_k=2", "hydra.sweeper.top_seeds=1"], "hydra.sweeper.top_seeds=1: more than seeds. Type hydra.sweeper.top_seeds=3"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
     kept = list(runs)
     for text in conditions:
         key, sign, wanted = condition(text)
-        check_key("where", key, runs)
+        check_key("where", key, runs, text.replace(key, "{}", 1))
 
         def keeps(run: Found, key: str = key, sign: str = sign, wanted: Any = wanted, text: str = text) -> bool:
             has = value(run, key)
@@ -153,6 +154,8 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
             try:
                 return bool(OPERATORS[sign](has, wanted))
             except TypeError:
+                if is_number(has):
+                    raise Mistake(f"where={text}: {key} is a number. Type 'where={key}{sign}{shown(has)}'") from None
                 told = f"{key} is {shown(has)}, which is not compared so"
                 raise Mistake(f"where={text}: {told}. Type 'where={key}={shown(has)}'") from None
 
@@ -160,8 +163,8 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
     return kept
 
 
-def check_key(option: str, key: str, runs: Sequence[Found]) -> None:
-    """Raise `Mistake` unless any of the runs has something for a key."""
+def check_key(option: str, key: str, runs: Sequence[Found], around: str = "{}") -> None:
+    """Raise `Mistake` unless any of the runs has something for a key, which was typed with `around` about it."""
     if any(value(run, key) is not None or key in run.config for run in runs):
         return
     known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
@@ -172,7 +175,11 @@ def check_key(option: str, key: str, runs: Sequence[Found]) -> None:
         told = f"they have {', '.join(key for key in known if '/' in key)}"
     last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
     best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
-    raise Mistake(f"{option}={key}: the runs have no such key; {told}. Type {option}={best}")
+    instead = f"{option}={around.replace('{}', best)}"
+    raise Mistake(
+        f"{option}={around.replace('{}', key)}: the runs have no such key; {told}. "
+        f"Type {instead if around == '{}' else shlex.quote(instead)}"
+    )
 
 
 def is_number(value: Any) -> bool:

@@ -70,11 +70,13 @@ def find(paths: Iterable[str | Path]) -> list[Found]:
     """The runs in folders and below them, and in W&B's offline files; each run once. Raises `Mistake`."""
     runs: dict[str, Found] = {}
     parts: dict[str, list[Path]] = {}
-    for path in map(Path, paths):
-        places = [*_places(path)] if path.is_dir() else []
-        if not places:
+    below = {path: [*_places(path)] if path.is_dir() else [] for path in map(Path, paths)}
+    for path, places in below.items():
+        if not places and (not path.is_dir() or not any(below.values())):
             reason = "there is no run in it" if path.is_dir() else "is no folder"
             raise Mistake(f"{path}: {reason}. Type a run's folder, or one of several: {_example(path)}")
+        if not places:
+            runs[str(path)] = Found(path, FAILED, trouble="there is no run in it")
         for place in places:
             if (told := WANDB.fullmatch(place.name)) is not None:
                 parts.setdefault(told[1], []).append(place)
@@ -106,8 +108,9 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _example(path: Path) -> str:
     for there in ("outputs/sweeps", "outputs/runs"):
-        newest = max(Path(there).glob("*"), key=lambda each: each.stat().st_mtime, default=None)
-        if newest is not None and newest != path:
+        full = [each for each in Path(there).glob("*") if each != path and each.is_dir() and any(_places(each))]
+        newest = max(full, key=lambda each: each.stat().st_mtime, default=None)
+        if newest is not None:
             return str(newest)
     return "outputs/sweeps/NAME"
 

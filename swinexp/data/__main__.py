@@ -7,6 +7,7 @@ takes the same overrides as swinexp.run; the sheet is drawn to outputs/data/, or
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     overrides = [argument for argument in given if not argument.startswith("--out=")]
     places = [argument.removeprefix("--out=") for argument in given if argument not in overrides]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what decoding has to say
     with reported(overrides):
         from swinexp.config import typed
         from swinexp.sheet import report

@@ -17,9 +17,10 @@ from rich.text import Text
 from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import FORBIDDEN, FROM, by_key, counts, epochs, error
+from swinexp.sweep.trials import FORBIDDEN, FROM, WORKER, by_key, counts, epochs, error
 
 EVERY = 0.5  # seconds between two looks at the study
+TOLD_FORBIDDEN = (1, 10, 100, 1000)  # which of the trials that constraints forbade have a line
 STYLES = {TrialState.PRUNED: "dim", TrialState.FAIL: "red"}
 
 
@@ -32,12 +33,15 @@ class Board:
         self.looked = 0.0
         self.began = time.monotonic()
         self.live: Live | None = None
+        self.forbidden = 0
         self.told = {t.number for t in study.trials if t.state.is_finished()}
         self.before = study.finished(study.trials)
 
     def __enter__(self) -> Board:
         where = os.path.relpath(self.study.folder)
         more = f", {self.before} trials done before" if self.before else ""
+        begun = sum(not t.state.is_finished() and WORKER in t.user_attrs for t in self.study.trials)
+        more += f", {begun} begun and not finished" if begun else ""
         self.console.print(
             f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}",
             highlight=False,
@@ -70,6 +74,13 @@ class Board:
                 self.console.print(
                     self._line(trial, leader), style=style, highlight=False, soft_wrap=True, markup=False
                 )
+            elif trial.number not in self.told and FORBIDDEN in trial.user_attrs:
+                self.told.add(trial.number)
+                self.forbidden += 1
+                if self.forbidden in TOLD_FORBIDDEN:
+                    which = "trial" if self.forbidden == 1 else f"{self.forbidden} trials,"
+                    line = f"{which} {trial.number}  forbidden  {trial.user_attrs[FORBIDDEN]}"
+                    self.console.print(line, highlight=False, soft_wrap=True, markup=False)
         if self.live is not None:
             self.live.update(self._running(trials), refresh=True)
         self.looked = time.monotonic()

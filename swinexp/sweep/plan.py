@@ -77,6 +77,10 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     curve = objectives[0] if len(objectives) == 1 and objectives[0] not in NO_CURVE else None
     constraints = _constraints(opts)
     check_search(opts, space, directions, curve is not None)
+    for name, plain in (("seeds", 1), ("top_k", 0)):
+        value, varied = getattr(opts, name), any(parameter.key == "seed" for parameter in space.all())
+        told = "seed is varied already, so that trials are not of several seeds"
+        check(value == plain or not varied, f"{WHERE}.{name}", value, told, f"{WHERE}.{name}={plain}, or one seed")
     for point in opts.enqueue:
         space.check(point)
     if opts.warm_start is not None:
@@ -221,6 +225,7 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
     for point in [*map(space.check, opts.enqueue), *(every or [])][: opts.dry_run]:
         study.enqueue_trial(space.named(point))
     number = min(opts.dry_run, len(every)) if every is not None else opts.dry_run
+    refused: list[Mistake] = []
     for index in range(number):
         study.sampler = build_sampler(opts, space, seed, index)
         point = space.suggest(study.ask())
@@ -229,6 +234,9 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
             verdict = ""
         except Mistake as mistake:
             verdict = f"  ✗ {mistake}"
+            refused.append(mistake)
         print(f"{index}  {shown_params(point)}{verdict}")
     total = len(every) if every is not None else (opts.n_trials or N_TRIALS)
     print(f"dry run: {number} of {total} trials, {len(space.fixed)} fixed overrides: {' '.join(space.fixed) or 'none'}")
+    if refused:
+        raise Mistake(f"{len(refused)} of these {number} would be refused. {refused[0]}")

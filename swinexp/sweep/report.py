@@ -20,7 +20,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp import CONF
-from swinexp.folder import write_atomically, write_text
+from swinexp.folder import remove_unfinished, write_atomically, write_text
 from swinexp.mistake import first_line
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
@@ -39,6 +39,8 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     Returns the names of the files.
     """
     trials = [trial for trial in study.trials if FROM not in trial.user_attrs]
+    for place in (study.folder, study.folder / "plots"):
+        remove_unfinished(place)
     files = ["results.csv"]
     _write_csv(study, trials, objectives)
     best = leaders(study, top)

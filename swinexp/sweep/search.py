@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from swinexp.mistake import Mistake, check, closest, first_line, shown
-from swinexp.sweep.options import Options
+from swinexp.mistake import Mistake, check, closest, first_line, one_of, shown
+from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.space import Point, Space
 
 SAMPLERS = {
@@ -36,6 +37,7 @@ PRUNERS = {
     "threshold": "ThresholdPruner",
     "wilcoxon": "WilcoxonPruner",
 }
+PLAIN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a word"}
 SAMPLER, PRUNER = "hydra/sweeper/sampler", "hydra/sweeper/pruner"
 
 
@@ -47,6 +49,8 @@ def build_sampler(options: Options, space: Space, seed: int, number: int) -> opt
     """
     given = {key: value for key, value in options.sampler.items() if value is not None}
     name, base = given.pop("name"), given.pop("seed", seed)
+    right = type(base) is int and base >= 0
+    check(right, f"{WHERE}.sampler.seed", base, "a whole number, at least 0", f"{WHERE}.sampler.seed=0")
     if name in EVERY_POINT:
         return optuna.samplers.RandomSampler(base)
     if name == "tpe" and space.conditional and given.setdefault("multivariate", True):
@@ -70,19 +74,37 @@ def build_pruner(options: Options) -> optuna.pruners.BasePruner:
 
 
 def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
-    check(name in names, group, name, f"one of {', '.join(names)}", f"{group}={next(iter(names))}")
+    one_of(group, name, list(names))
     where, kind = group.replace("/", "."), getattr(getattr(optuna, module), names[name])
     known = list(inspect.signature(kind).parameters)
     for key in given.keys() - known:
         best = closest(key, known)
         instead = f"Remove {where}.{key}" if best is None else f"Type {where}.{best}={shown(given[key])}"
         raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. {instead}")
+    for key, value in given.items():
+        written = inspect.signature(kind).parameters[key].annotation
+        kinds = (written if isinstance(written, str) else getattr(written, "__name__", "")).split(" | ")
+        plain = [each for each in PLAIN if each in kinds]
+        fits = type(value).__name__ in plain or (type(value) is int and "float" in plain)
+        check(
+            not plain or fits,
+            f"{where}.{key}",
+            value,
+            f"{group}={name} takes {' or '.join(PLAIN[each] for each in plain)}",
+            f"{where}.{key}=null for Optuna's default",
+        )
+        check(type(value) is not int or value >= 0, f"{where}.{key}", value, "at least 0", f"{where}.{key}=null")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of them are experimental
         try:
             return kind(**given)
         except (TypeError, ValueError) as error:
-            raise Mistake(f"{group}={name}: {first_line(error)} Type other values for {where}.*") from None
+            problem = first_line(error).rstrip(".")
+            named = next((key for key in given if re.search(rf"\b{key}\b", problem)), None)
+            if named is not None:
+                check(False, f"{where}.{named}", given[named], problem, f"{where}.{named}=null for Optuna's default")
+            line = f"{group}={name}: {problem}. Type other values for {where}.*"
+            raise Mistake(line) from None
 
 
 def _derived(seed: int, number: int) -> int:

@@ -204,7 +204,19 @@ class Study:
                 )
             )
             taken += 1
-        log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
+        if taken:
+            log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
+            return
+        theirs = ", ".join(
+            dict.fromkeys(key for trial in known.get_trials(deepcopy=False) for key in by_key(trial.params))
+        )
+        ours = ", ".join(dict.fromkeys(parameter.key for parameter in self.space.all()))
+        log.warning(
+            "hydra.sweeper.warm_start: nothing is to be learnt from %s, which varies %s, where this sweep varies %s",
+            folder,
+            theirs or "nothing",
+            ours,
+        )
 
     def claim(self) -> optuna.Trial:
         """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`."""
