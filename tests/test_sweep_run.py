@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -319,6 +320,10 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, command: Command) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["0", "1", "2"]
     assert lines[-1].startswith("dry run: 3 of 20 trials")
+    refused = command(*SWEEP, "optimizer=adamw,sgd", "optimizer.momentum=interval(0.8,0.9)", "hydra.sweeper.dry_run=3")
+    assert refused.returncode == 2
+    assert re.match(r"swinexp: \d of these 3 would be refused. optimizer.momentum=.*: no such key; ", refused.stderr)
+    assert sum("✗" in line for line in refused.stdout.splitlines()) == int(refused.stderr.split()[1])
     assert not folder_of(tmp_path).exists() or [*folder_of(tmp_path).iterdir()] == []
 
 

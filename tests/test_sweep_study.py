@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp import HERE
 from swinexp.mistake import Mistake
 from swinexp.sweep import budget, liveness
+from swinexp.sweep.board import Board
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.liveness import birth, me
 from swinexp.sweep.study import Nothing, Study
@@ -502,6 +503,33 @@ def test_a_warm_start_copies_what_fits_and_counts_none_of_it() -> None:
     third = study_of("hydra.sweeper.warm_start=sweep", space=space, folder=Path("third"))
     third.fill()
     assert len(third.trials) == 3  # not what that one was copied from
+
+
+def test_a_warm_start_of_another_space_teaches_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    old = study_of(space=["y=1,2"], folder=Path("old"))
+    run(old, 1.0)
+    learn_from(old)
+    study = study_of("hydra.sweeper.warm_start=old")
+    study.fill()
+    assert study.trials == []
+    assert "nothing is to be learnt from old, which varies y, where this sweep varies x" in caplog.text
+
+
+def test_the_board_tells_of_forbidden_trials_and_of_what_was_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of()
+    for _ in range(12):
+        trial = study.claim()
+        study.tell(trial, TrialState.PRUNED, attributes={FORBIDDEN: "parameters <= 1, and it has 2"})
+    trial = study.claim()
+    with Board(study, ["value"]) as board:
+        board.told = set()
+        board.look(now=True)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "study sweep: 20 trials, 1 begun and not finished; in sweep"
+    assert lines == [
+        "trial 0  forbidden  parameters <= 1, and it has 2",
+        "10 trials, 9  forbidden  parameters <= 1, and it has 2",
+    ]
 
 
 def test_a_warm_start_that_cannot_be_is_told() -> None:
