@@ -265,7 +265,8 @@ def _no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str
     def another(word: str) -> str:
         """What to type for a key that other options of the same group have."""
         having = [option for option, names in by_option.items() if word in names]
-        return f"Type {path}={min(having, key=lambda option: len(by_option[option]))} {path}.{word}={value}"
+        plainest = min(having, key=lambda option: ("defaults" in by_option[option], len(by_option[option])))
+        return f"Type {path}={plainest} {path}.{word}={value}"
 
     if home == {}:  # a value, which OmegaConf has already made room in
         return f"{key}={value}: no such key; {path} is a value. Type {path}={value}"
