@@ -8,8 +8,10 @@ import json
 import os
 import re
 import secrets
+import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -91,10 +93,12 @@ def kept(path: Path) -> Any:
         raise Mistake(f"{path} cannot be read ({reason}). Bring it back, or remove {path.parent}") from None
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed left half written in a folder."""
+def remove_unfinished(folder: Path, seconds: float = 0) -> None:
+    """Remove what a process that was killed left half written in a folder, if nobody has written it for so long."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # it may just have become whole
+            if time.time() - leftover.stat().st_mtime >= seconds:
+                leftover.unlink()
 
 
 def check_archive(path: Path) -> None:

@@ -28,11 +28,9 @@ def picture_path(typed: str) -> Path:
     kinds = sorted(Figure().canvas.get_supported_filetypes())
     told = f"pictures end in one of {', '.join(f'.{kind}' for kind in kinds)}"
     check(path.suffix[1:].lower() in kinds, "--out", typed, told, f"--out={path.with_suffix('.png')}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f"--out={typed}: {path.parent} cannot be made ({error.strerror}). Type --out=FILE.png") from None
-    check(os.access(path.parent, os.W_OK), "--out", typed, f"{path.parent} cannot be written", "--out=FILE.png")
+    there = next(each for each in path.absolute().parents if each.exists())
+    good = there.is_dir() and os.access(there, os.W_OK)
+    check(good, "--out", typed, f"{os.path.relpath(there)} is no folder to write in", "--out=FILE.png")
     return path
 
 
@@ -131,5 +129,8 @@ def report(run: Run, out: str) -> None:
     console.print(table)
     for name, values in (("mean", dataset.mean), ("std", dataset.std)):
         print(f"{name} of the training pixels: " + ", ".join(f"{value:.4f}" for value in values.tolist()))
-    draw_sheet(run, as_the_network_sees(run, dataset), path)
+    try:
+        draw_sheet(run, as_the_network_sees(run, dataset), path)
+    except OSError as error:
+        raise Mistake(f"--out={out}: cannot be written ({error.strerror}). Type --out=FILE.png") from error
     print(path)

@@ -46,8 +46,28 @@ def test_the_groups_are_those_that_are_promised() -> None:
     assert options["patch"] >= {"p1", "p2", "p4", "p2_spt", "p2_conv", "p2_absolute"}
     assert options["attention"] >= {"swin", "no_bias", "continuous_bias", "cosine", "swinv2", "qk_norm", "lsa"}
     assert options["block"] >= {"swin", "swinv2", "layer_scale", "rms_norm", "depthwise_conv"}
-    assert options["augmentation"] == {"none", "basic", "trivial", "rand", "auto", "reference", "strong", "digits", "speedrun"}
-    assert options["optimizer"] == {"adamw", "adam", "sgd", "lion", "muon", "schedule_free", "lamb", "reference", "speedrun"}
+    assert options["augmentation"] == {
+        "none",
+        "basic",
+        "trivial",
+        "rand",
+        "auto",
+        "reference",
+        "strong",
+        "digits",
+        "speedrun",
+    }
+    assert options["optimizer"] == {
+        "adamw",
+        "adam",
+        "sgd",
+        "lion",
+        "muon",
+        "schedule_free",
+        "lamb",
+        "reference",
+        "speedrun",
+    }
     schedules = {"cosine", "linear", "constant", "wsd", "one_cycle", "step", "restarts", "reference"}
     assert options["schedule"] == schedules
     assert options["data"] >= {"digits", "cifar10", "cifar100", "svhn", "cinic10", "tiny_imagenet", "image_folder"}

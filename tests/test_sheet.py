@@ -60,7 +60,10 @@ def test_the_command_prints_what_the_data_are(
     command("data.image_size=16", "augmentation.crop=2", "--out=new/sheet")
     assert capsys.readouterr().out.splitlines()[-1] == "new/sheet.png"
     assert (tmp_path / "new" / "sheet.png").exists()
-    for typed, told in {"x.txt": "pictures end in one of ", "sheet.png/x.png": "sheet.png cannot be made"}.items():
+    for typed, told in {
+        "x.txt": "pictures end in one of ",
+        "sheet.png/x.png": "sheet.png is no folder to write in",
+    }.items():
         with pytest.raises(SystemExit) as stop:
             command(f"--out={typed}")
         assert stop.value.code == 2

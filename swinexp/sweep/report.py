@@ -40,7 +40,7 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     """
     trials = [trial for trial in study.trials if FROM not in trial.user_attrs]
     for place in (study.folder, study.folder / "plots"):
-        remove_unfinished(place)
+        remove_unfinished(place, seconds=600)  # other commands may be writing theirs
     files = ["results.csv"]
     _write_csv(study, trials, objectives)
     best = leaders(study, top)
