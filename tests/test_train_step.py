@@ -250,17 +250,18 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics() -> None:
     assert not any(torch.equal(value, before[name]) for name, value in state.running.items())
 
 
-def little_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def little_memory(monkeypatch: pytest.MonkeyPatch, most: int, where: str = "forward") -> None:
+    """A memory that is full when a method of the network is called with more images."""
     from swinexp.swin import Swin
 
-    plain = Swin.forward
+    plain = getattr(Swin, where)
 
-    def forward(self: Swin, images: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def method(self: Swin, images: torch.Tensor, *arguments: Any) -> Any:
         if self.training and len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(self, images, *arguments)
 
-    monkeypatch.setattr(Swin, "forward", forward)
+    monkeypatch.setattr(Swin, where, method)
 
 
 def test_what_does_not_fit_the_memory_is_trained_in_parts(
@@ -288,26 +289,12 @@ def test_a_try_that_does_not_fit_leaves_no_statistics(monkeypatch: pytest.Monkey
             torch.full((50, 10), 0.1),
         )
         with monkeypatch.context() as patch:
-            full_after_the_stem(patch, most)
+            little_memory(patch, most, "logits")  # full when the patch embedding has counted its images
             train_step(run, state, images, labels, None, 0)
         found.append(state.running)
     one, other = found
     assert one.keys() == other.keys() != set()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def full_after_the_stem(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """A memory that is full only when the patch embedding has counted its images."""
-    from swinexp.swin import Swin
-
-    plain = Swin.logits
-
-    def logits(self: Swin, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        if self.training and len(x) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, x, *arguments)
-
-    monkeypatch.setattr(Swin, "logits", logits)
 
 
 def test_the_steps_of_a_seed_are_its_own() -> None:

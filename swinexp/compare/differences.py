@@ -145,7 +145,7 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
     kept = list(runs)
     for text in conditions:
         key, sign, wanted = condition(text)
-        check_key("where", key, runs, text.replace(key, "{}", 1))
+        check_key("where", key, runs, text)
 
         def keeps(run: Found, key: str = key, sign: str = sign, wanted: Any = wanted, text: str = text) -> bool:
             has = value(run, key)
@@ -163,8 +163,8 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
     return kept
 
 
-def check_key(option: str, key: str, runs: Sequence[Found], around: str = "{}") -> None:
-    """Raise `Mistake` unless any of the runs has something for a key, which was typed with `around` about it."""
+def check_key(option: str, key: str, runs: Sequence[Found], typed: str | None = None) -> None:
+    """Raise `Mistake` unless any of the runs has something for a key; `typed` is what it was typed within."""
     if any(value(run, key) is not None or key in run.config for run in runs):
         return
     known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
@@ -175,11 +175,9 @@ def check_key(option: str, key: str, runs: Sequence[Found], around: str = "{}") 
         told = f"they have {', '.join(key for key in known if '/' in key)}"
     last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
     best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
-    instead = f"{option}={around.replace('{}', best)}"
-    raise Mistake(
-        f"{option}={around.replace('{}', key)}: the runs have no such key; {told}. "
-        f"Type {instead if around == '{}' else shlex.quote(instead)}"
-    )
+    whole = typed or key
+    instead = shlex.quote(f"{option}={whole.replace(key, best, 1)}")
+    raise Mistake(f"{option}={whole}: the runs have no such key; {told}. Type {instead}")
 
 
 def is_number(value: Any) -> bool:

@@ -72,11 +72,11 @@ def find(paths: Iterable[str | Path]) -> list[Found]:
     parts: dict[str, list[Path]] = {}
     below = {path: [*_places(path)] if path.is_dir() else [] for path in map(Path, paths)}
     for path, places in below.items():
-        if not places and (not path.is_dir() or not any(below.values())):
-            reason = "there is no run in it" if path.is_dir() else "is no folder"
-            raise Mistake(f"{path}: {reason}. Type a run's folder, or one of several: {_example(path)}")
-        if not places:
-            runs[str(path)] = Found(path, FAILED, trouble="there is no run in it")
+        empty = "there is no run in it" if path.is_dir() else "is no folder"
+        if not places and path.is_dir() and any(below.values()):
+            runs[str(path)] = Found(path, FAILED, trouble=empty)
+        elif not places:
+            raise Mistake(f"{path}: {empty}. Type a run's folder, or one of several: {_example(path)}")
         for place in places:
             if (told := WANDB.fullmatch(place.name)) is not None:
                 parts.setdefault(told[1], []).append(place)

@@ -20,7 +20,7 @@ from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
 from swinexp.sweep.report import again, of_one
 from swinexp.sweep.space import text
-from swinexp.sweep.trials import by_key, epochs
+from swinexp.sweep.trials import by_key, epochs, keys_of
 from swinexp.sweep.worker import trial_folder
 
 BEST_TRIALS = 10  # that the table shows
@@ -107,7 +107,7 @@ def _command(kept: Path) -> str:
 
 def _table(sweep: Sweep, shown: Sequence[Leader]) -> str:
     """Means with their standard deviations, on as many seeds as each was trained on."""
-    keys = list(dict.fromkeys(key for leader in shown for key in by_key(leader.trial.params)))
+    keys = keys_of(leader.trial for leader in shown)
     rows = [["trial", *sweep.objectives, "seeds", *keys, "epochs"]]
     rows.append(["---:"] * len(rows[0]))
     for leader in shown:

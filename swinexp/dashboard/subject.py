@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
 from swinexp import CONF
+from swinexp.folder import kept
 from swinexp.mistake import leaves
 from swinexp.sweep.study import another
 from swinexp.sweep.sweeper import TOP
@@ -74,13 +73,13 @@ class Sweep:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config of one of its runs, {"optimizer.lr": …}; empty where none has begun."""
-        kept = next(iter(sorted(self.folder.glob("**/config.yaml"))), None)
-        return {} if kept is None else leaves(yaml.safe_load(kept.read_text()))
+        first = next(iter(sorted(self.folder.glob("**/config.yaml"))), None)
+        return {} if first is None else leaves(kept(first))
 
     @cached_property
     def figures(self) -> set[str]:
         """The keys of all figures that its finished runs have."""
-        return {key for path in self.folder.glob("**/summary.json") for key in json.loads(path.read_text())}
+        return {key for path in self.folder.glob("**/summary.json") for key in kept(path)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _sweep(study: str) -> Sweep:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(study) if "/" in study or not (SWEEPS / study).is_dir() else SWEEPS / study
     found = another(str(folder), "study")
-    record = json.loads((folder / "study.json").read_text())
+    record = kept(folder / "study.json")
     objectives = [str(name) for name in record["objective"]]
     name = record["name"]
     try:

@@ -42,12 +42,7 @@ class Board:
         more = f", {self.before} trials done before" if self.before else ""
         begun = sum(not t.state.is_finished() and WORKER in t.user_attrs for t in self.study.trials)
         more += f", {begun} begun and not finished" if begun else ""
-        self.console.print(
-            f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        self._say(f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}")
         if self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
@@ -71,20 +66,20 @@ class Board:
             if trial.state.is_finished() and trial.number not in self.told and counts(trial):
                 self.told.add(trial.number)
                 style = STYLES.get(trial.state) if leader is not trial else "bold green"
-                self.console.print(
-                    self._line(trial, leader), style=style, highlight=False, soft_wrap=True, markup=False
-                )
+                self._say(self._line(trial, leader), style)
             elif trial.number not in self.told and FORBIDDEN in trial.user_attrs:
                 self.told.add(trial.number)
                 self.forbidden += 1
                 if self.forbidden in TOLD_FORBIDDEN:
                     which = "trial" if self.forbidden == 1 else f"{self.forbidden} trials,"
-                    line = f"{which} {trial.number}  forbidden  {trial.user_attrs[FORBIDDEN]}"
-                    self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+                    self._say(f"{which} {trial.number}  forbidden  {trial.user_attrs[FORBIDDEN]}")
         if self.live is not None:
             self.live.update(self._running(trials), refresh=True)
         self.looked = time.monotonic()
         return True
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self.console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
     def _leader(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         return next(iter(front(self.study, trials)), None) if len(self.objectives) == 1 else None

@@ -27,7 +27,7 @@ from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.ranking import Leader, leaders, number
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, WHEN, by_key, epochs, error
+from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, WHEN, by_key, epochs, error, keys_of
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
 
 
 def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> None:
-    keys = list(dict.fromkeys(key for trial in trials for key in by_key(trial.params)))
+    keys = keys_of(trials)
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error"])
@@ -199,7 +199,7 @@ def _write_html(
 
 
 def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], leaders: set[int]) -> str:
-    keys = list(dict.fromkeys(key for trial in trials for key in by_key(trial.params)))
+    keys = keys_of(trials)
     say = html.escape
     heads = ["trial", "state", *objectives, *keys, "epochs", "seconds", "run"]
     rows: list[tuple[str, list[str]]] = []

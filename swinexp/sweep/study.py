@@ -37,7 +37,7 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts, keys_of
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +207,7 @@ class Study:
         if taken:
             log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
             return
-        theirs = ", ".join(
-            dict.fromkeys(key for trial in known.get_trials(deepcopy=False) for key in by_key(trial.params))
-        )
+        theirs = ", ".join(keys_of(known.get_trials(deepcopy=False)))
         ours = ", ".join(dict.fromkeys(parameter.key for parameter in self.space.all()))
         log.warning(
             "hydra.sweeper.warm_start: nothing is to be learnt from %s, which varies %s, where this sweep varies %s",

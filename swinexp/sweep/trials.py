@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def key_of(name: str) -> str:
 def by_key(params: Mapping[str, Any]) -> dict[str, Any]:
     """A study's parameters as {key: value}."""
     return {key_of(name): value for name, value in params.items()}
+
+
+def keys_of(trials: Iterable[FrozenTrial]) -> list[str]:
+    """The keys that any of them has a value for, as they first come."""
+    return list(dict.fromkeys(key for trial in trials for key in by_key(trial.params)))
 
 
 def as_key(point: Mapping[str, Any]) -> str:
