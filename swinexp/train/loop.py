@@ -6,7 +6,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,17 +186,27 @@ def augmented(
     )
 
 
+def restoring(tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+    """What gives tensors the values again that they have now."""
+    before = {name: value.clone() for name, value in tensors.items()}
+
+    def restore() -> None:
+        for name, value in before.items():
+            tensors[name].copy_(value)
+
+    return restore
+
+
 def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: Tensor | None, index: int) -> None:
     """One optimizer step over a batch, whose loss and gradient norm become those of step `index` of the epoch."""
     skips = run.trainer.on_nan == "skip"
-    before = {name: value.clone() for name, value in state.running.items()} if skips else {}
+    restore = restoring(state.running if skips else {})
     loss, norm = (state.captured or clipped(run, state))(images, labels, factors)
     state.losses[index].copy_(loss)
     state.norms[index].copy_(norm)
     if skips and not norm.isfinite():  # waits for the device
         state.losses[index].fill_(math.nan)
-        for name, value in before.items():
-            state.running[name].copy_(value)
+        restore()
         if state.scaler is not None:
             state.scaler.update()
         return
@@ -226,7 +236,7 @@ def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: T
 
     Raises `OutOfMemory`.
     """
-    before = {name: value.clone() for name, value in state.running.items()} if run.trainer.fit_memory else {}
+    restore = restoring(state.running if run.trainer.fit_memory else {})
     while True:
         try:
             return _gradients(run, state, images, labels, factors)
@@ -242,8 +252,7 @@ def gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: T
                 ) from None
         # Not within the handler, where the error would keep what was computed.
         state.optimizer.zero_grad(set_to_none=True)
-        for name, value in before.items():  # what a part counted that is computed again
-            state.running[name].copy_(value)
+        restore()  # what a part counted that is computed again
         torch.cuda.empty_cache()
         state.parts *= 2
         log.warning("%d images at once are too many for the memory: going on with %d", largest, smaller)
@@ -389,7 +398,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
 def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:
     """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
     device, batch_size = dataset.mean.device, run.trainer.batch_size
-    running = {name: value.clone() for name, value in state.model.named_buffers()}  # of a BatchNorm
+    restore = restoring(dict(state.model.named_buffers()))  # of a BatchNorm
     generator = Generator(device).manual_seed(0)
     batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
     mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
@@ -408,8 +417,7 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
         log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
     finally:
         state.optimizer.zero_grad(set_to_none=True)
-        for name, value in state.model.named_buffers():
-            value.copy_(running[name])
+        restore()
     next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
 
 
