@@ -2,7 +2,6 @@
 
     python benchmarks/augment.py --device cpu             one CPU thread, as one worker of a data loader has it
     python benchmarks/augment.py --batch 512              ours on the GPU where there is one
-    python benchmarks/augment.py --compile                with a row more, ours with a policy's operations compiled
 
 Both do the same to 32×32 images: crop, flip and erase, and the chain of the reference script (TrivialAugment, flip,
 crop, erase; ours with CutMix, which the script does later). Measured as in benchmarks/model.py, from uint8 images in
@@ -45,16 +44,14 @@ THEIRS = {
 }
 
 
-def ours(
-    overrides: list[str], images: Tensor, batch: int, device: torch.device, compiled: bool = False
-) -> Callable[[], None]:
+def ours(overrides: list[str], images: Tensor, batch: int, device: torch.device) -> Callable[[], None]:
     config = typed(compose([*overrides, "data.mirror=true"])).augmentation
     images, labels = images.to(device), torch.zeros(len(images), dtype=torch.long, device=device)
     mean = std = torch.full((3,), 0.5, device=device)
-    generator = torch.Generator(device).manual_seed(0)
+    generator, host = torch.Generator(device).manual_seed(0), torch.Generator().manual_seed(0)
 
     def step() -> None:
-        augment(config, images, labels, 10, mean, std, generator, None, batch, compiled)
+        augment(config, images, labels, 10, mean, std, generator, None, batch, host)
 
     return step
 
@@ -75,7 +72,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="for each variant of a table row")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--compile", action="store_true", help="measure a policy's operations compiled too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -86,17 +82,17 @@ def main() -> None:
         smooth = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
         for name, overrides in CHAINS.items():
-            peer = theirs(THEIRS[name], images)
-            for compiled in (False, True) if options.compile and name == "reference" else (False,):
-                variants = {"ours": ours(overrides, images, batch, device, compiled), "torchvision": peer}
-                row = measure(variants, count, options.seconds, options.rounds, device)
-                speed, slower = (row[each]["images_per_second"] for each in variants)
-                print(
-                    f"{f'{name}, batch {batch}':32}{speed:12,.0f}{slower:14,.0f}   "
-                    f"{row['torchvision']['ours_is_faster_by']:15.1f}×   {50_000 / speed:11.2f} s"
-                    f"{'   compiled' if compiled else ''}",
-                    flush=True,
-                )
+            variants = {
+                "ours": ours(overrides, images, batch, device),
+                "torchvision": theirs(THEIRS[name], images),
+            }
+            row = measure(variants, count, options.seconds, options.rounds, device)
+            speed, slower = (row[each]["images_per_second"] for each in variants)
+            print(
+                f"{f'{name}, batch {batch}':32}{speed:12,.0f}{slower:14,.0f}   "
+                f"{row['torchvision']['ours_is_faster_by']:15.1f}×   {50_000 / speed:11.2f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -70,8 +70,7 @@ def draw_sheet(run: Run, dataset: Dataset, path: Path) -> None:
         mirrored = None
         if run.augmentation.flip_in_turn:
             mirrored = mirrored_in_turn(rows, view, generator.manual_seed(derive(run.seed, "flip")))
-        generator.manual_seed(derive(run.seed, "sheet", view))
-        pixels, weights = augmented(run, dataset, chosen, generator, mirrored)
+        pixels, weights = augmented(run, dataset, chosen, derive(run.seed, "sheet", view), mirrored)
         pixels = (pixels * dataset.std[:, None, None] + dataset.mean[:, None, None]).clamp(0, 1).cpu()
         for row, (image, weight) in enumerate(zip(pixels, weights.cpu(), strict=True)):
             cells[row, view + 1].imshow(image.permute(1, 2, 0).numpy())

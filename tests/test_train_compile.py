@@ -14,7 +14,7 @@ import torch
 
 from swinexp.mistake import Mistake
 from swinexp.train import build_model, build_state, compile_model, prepare, train
-from swinexp.train.devices import COMPILE_PAYS, captures, compiles, compiles_augmentation
+from swinexp.train.devices import COMPILE_PAYS, captures, compiles
 from tests.conftest import STRONG, small_run, timeless, trained
 
 
@@ -29,14 +29,6 @@ def test_auto_compiles_what_is_long_and_on_a_gpu() -> None:
     assert not compiles(small_run("trainer.compile=graphs").trainer, gpu, COMPILE_PAYS)
     assert small_run("trainer.compile=GRAPHS").trainer == small_run("trainer.compile=graphs").trainer
     assert not compiles(small_run("trainer.compile=false").trainer, gpu, COMPILE_PAYS)
-
-
-def test_a_policy_is_compiled_where_a_gpu_is_asked_to_compile() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert compiles_augmentation(small_run("trainer.compile=true").trainer, gpu)
-    assert not compiles_augmentation(small_run("trainer.compile=true").trainer, cpu)
-    for compile in ("auto", "graphs", "false"):
-        assert not compiles_augmentation(small_run(f"trainer.compile={compile}").trainer, gpu)
 
 
 def test_a_step_is_a_graph_on_a_gpu_unless_nothing_is_to_be_compiled() -> None:

@@ -131,14 +131,10 @@ def named(optimizer: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_never_waits_for_the_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import swinexp.augment.operations as operations
-    import swinexp.augment.spatial as spatial
-
     def as_a_gpu(chosen: torch.Tensor, change: Any, images: torch.Tensor, *arguments: Any, **_: Any) -> torch.Tensor:
         return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
 
-    for module in (operations, spatial):
-        monkeypatch.setattr(module, "where", as_a_gpu)
+    monkeypatch.setattr("swinexp.augment.spatial.where", as_a_gpu)
     monkeypatch.setattr("swinexp.swin.layers.by_hand", lambda _: False)
     run = small_run(*STRONG, *named(optimizer), "trainer.ema=0.9", "trainer.accumulate=2")
     model, dataset = prepare(run)

@@ -115,22 +115,23 @@ def augment(
     generator: Generator,
     mirrored: Tensor | None = None,
     batch: int | None = None,
-    compiled: bool = False,
+    host: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """uint8 images (B, 3, H, W) and labels (B,) -> normalised float images, label weights (B, K) that sum to 1.
 
-    `mean` and `std` are (3,); `generator` is on the images' device and decides every draw; `mirrored` (B,) says
-    which images `flip_in_turn` mirrors. They may be several batches of `batch` images, which are not mixed with others.
-    With `compiled`, a policy's operations are compiled, see `operate_compiled`.
+    `mean` and `std` are (3,); `generator` is on the images' device and decides every draw but those of a policy, which
+    `host` decides, a generator on the host; on a CPU one may be both. `mirrored` (B,) says which images `flip_in_turn`
+    mirrors. They may be several batches of `batch` images, which are not mixed with others.
     """
     if config.resized_crop is not None:
         images = random_resized_crop(images, config.resized_crop, generator)
+    host = host or generator
     if config.policy == "trivial":
-        images = trivial_augment(images, generator, compiled)
+        images = trivial_augment(images, host)
     elif config.policy == "rand":
-        images = rand_augment(images, config.rand_operations, config.rand_magnitude, generator, compiled)
+        images = rand_augment(images, config.rand_operations, config.rand_magnitude, host)
     elif config.policy == "auto":
-        images = auto_augment(images, generator, compiled)
+        images = auto_augment(images, host)
     if config.flip and mirrored is None:
         mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     if config.crop:

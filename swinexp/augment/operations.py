@@ -10,8 +10,8 @@ n images, H × W pixels, uint8.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,52 +29,39 @@ def operate(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
 
     The magnitudes are torchvision's: a slope for shears, pixels for translations, degrees for rotate, a factor less 1
     for brightness, contrast, color and sharpness, bits for posterize, a threshold for solarize.
+
+    Both are on the host, whatever device the images are on: images are put in the order of their operations, and each
+    is done to its own alone, of which the host knows the number without asking the device.
     """
-    images = where(is_any(operation, GEOMETRIC), _geometric, images, operation, magnitude)
-    images = where(is_any(operation, BY_VALUE), _by_value, images, operation, magnitude)
-    images = where(operation == CODES["color"], _color, images, magnitude)
-    return where(operation == CODES["sharpness"], _sharpness, images, magnitude)
+    device = images.device
+    order = operation.argsort(stable=True)
+    operation, magnitude = operation[order], magnitude[order].float()
+    ends = operation.bincount(minlength=len(OPERATIONS)).cumsum(0).tolist()
+    parts = {name: slice(*ends) for name, ends in zip(OPERATIONS, pairwise([0, *ends]), strict=True)}
+
+    def those(names: Sequence[str]) -> slice:
+        """The images of operations that stand one after the other."""
+        return slice(parts[names[0]].start, parts[names[-1]].stop)
+
+    changed = images.index_select(0, sent(order, device))
+    m = sent(magnitude, device)
+    moved = those(GEOMETRIC)
+    if moved.start < moved.stop:
+        to = matrices(operation[moved], magnitude[moved], images.shape[-2], images.shape[-1])
+        changed[moved] = resample(changed[moved], sent(to, device))
+    valued = those(BY_VALUE)
+    tables = [table(name, changed[part], m[part]) for name in BY_VALUE if (part := parts[name]).start < part.stop]
+    if tables:
+        changed[valued] = look_up(changed[valued], torch.cat(tables))
+    for name, change in (("color", _color), ("sharpness", _sharpness)):
+        part = parts[name]
+        changed[part] = change(changed[part], m[part])
+    return changed.index_select(0, sent(order.argsort(), device))
 
 
-def operate_compiled(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
-    """`operate` in some fourteen kernels where it takes nearly two hundred: compiled once for all numbers of images,
-    and anew for another size of them. A geometric operation, and on a GPU any that rounds, may differ by 1 of 255."""
-    for each in (images, operation, magnitude):
-        torch._dynamo.maybe_mark_dynamic(each, 0)
-    changed: Tensor = _compiled()(images, operation, magnitude)
-    return changed
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(operate, fullgraph=True)
-
-
-def is_any(operation: Tensor, names: tuple[str, ...]) -> Tensor:
-    """(n,) bool: the operations that are among `names`, which stand one after the other in `OPERATIONS`."""
-    return (operation >= CODES[names[0]]) & (operation <= CODES[names[-1]])
-
-
-def where(
-    chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *arguments: Tensor, reuse: bool = False
-) -> Tensor:
-    """`change(images, *arguments)` for the chosen images, the others as they are.
-
-    A CPU computes it for the chosen ones alone; a GPU for all, because finding out which they are would wait for it,
-    and compiled code too, which then is one graph. With `reuse`, the result may be written over `images`.
-    """
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
-        index = chosen.nonzero()[:, 0]
-        if len(index) == 0:
-            return images
-        # index_select copies eight times as fast as images[index]
-        changed = change(*(each.index_select(0, index) for each in (images, *arguments)))
-        return images.index_copy_(0, index, changed) if reuse else images.index_copy(0, index, changed)
-    return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
-
-
-def _geometric(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
-    return resample(images, matrices(operation, magnitude, images.shape[-2], images.shape[-1]))
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """From the host to the device, for which nothing waits."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def matrices(operation: Tensor, magnitude: Tensor, height: int, width: int) -> Tensor:
@@ -120,31 +107,30 @@ def whole(values: Tensor) -> Tensor:
     return values.to(torch.int32).to(torch.uint8)
 
 
-def _by_value(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
-    return look_up(images, tables(images, operation, magnitude))
-
-
 def look_up(images: Tensor, table: Tensor) -> Tensor:
     """Each value by the table of its image and channel: (n, 3, H, W) uint8, (n, 3, 256) uint8 -> (n, 3, H, W)"""
     return table.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def tables(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
+def table(name: str, images: Tensor, magnitude: Tensor) -> Tensor:
     """(n, 3, 256) uint8: what each value of each channel becomes under an operation of `BY_VALUE`."""
     values = torch.arange(256, device=images.device, dtype=torch.uint8).expand(len(images), 3, 256)
-    made = {
-        "brightness": lambda table, m, _: blend(table, torch.zeros_like(table), m),
-        "contrast": lambda table, m, images: blend(table, grey(images).float().mean((1, 2, 3)).view(-1, 1, 1), m),
-        "posterize": lambda table, m, _: table & (256 - 2 ** (8 - m.long())).to(torch.uint8).view(-1, 1, 1),
-        "solarize": lambda table, m, _: torch.where(table >= m.view(-1, 1, 1), 255 - table, table),
-        "autocontrast": lambda table, _, images: _stretched(table, images),
-        "equalize": lambda table, _, images: _equalized(table, images),
-        "invert": lambda table, *_: 255 - table,
-    }
-    table = values
-    for name, make in made.items():
-        table = where(operation == CODES[name], make, table, magnitude, images)
-    return table
+    m = magnitude.view(-1, 1, 1)
+    match name:
+        case "brightness":
+            return blend(values, torch.zeros_like(values), magnitude)
+        case "contrast":
+            return blend(values, grey(images).float().mean((1, 2, 3)).view(-1, 1, 1), magnitude)
+        case "posterize":
+            return values & (256 - 2 ** (8 - m.long())).to(torch.uint8)
+        case "solarize":
+            return torch.where(values >= m, 255 - values, values)
+        case "autocontrast":
+            return _stretched(values, images)
+        case "equalize":
+            return _equalized(values, images)
+        case _:  # invert
+            return 255 - values
 
 
 def _stretched(values: Tensor, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Augmentation policies: which operation each image gets, how strong, and in which direction.
 
-The spaces and sub-policies are those of the papers as torchvision has them.
+The spaces and sub-policies are those of the papers as torchvision has them. All is drawn on the host, see `operate`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, operate, operate_compiled
+from swinexp.augment.operations import CODES, GEOMETRIC, OPERATIONS, operate
 
 POLICIES = ("trivial", "rand", "auto")
 SIGNED = (*GEOMETRIC, "brightness", "color", "contrast", "sharpness")
@@ -46,91 +46,70 @@ CIFAR10 = (
 )
 
 
-def trivial_augment(images: Tensor, generator: Generator, compiled: bool = False) -> Tensor:
+def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
     """One operation on each image, of a magnitude drawn anew: TrivialAugment, wide (arXiv 2103.10158).
 
-    (B, 3, H, W) uint8 -> the same
+    (B, 3, H, W) uint8 -> the same; `generator` is on the host.
     """
-    operation = _drawn(images, generator)
-    level = torch.randint(BINS, (len(images),), generator=generator, device=images.device)
-    return _signed(images, operation, _wide(images.device)[operation, level], generator, compiled)
+    operation = _drawn(len(images), generator)
+    level = torch.randint(BINS, (len(images),), generator=generator)
+    return _signed(images, operation, wide()[operation, level], generator)
 
 
-def rand_augment(
-    images: Tensor, operations: int, magnitude: int, generator: Generator, compiled: bool = False
-) -> Tensor:
+def rand_augment(images: Tensor, operations: int, magnitude: int, generator: Generator) -> Tensor:
     """So many operations on each image, all of bin `magnitude` of 0 … 30: RandAugment (arXiv 1909.13719).
 
-    (B, 3, H, W) uint8 -> the same
+    (B, 3, H, W) uint8 -> the same; `generator` is on the host.
     """
-    space = _narrow(images.shape[-2], images.shape[-1], BINS, images.device)
+    space = narrow(images.shape[-2], images.shape[-1], BINS)
     for _ in range(operations):
-        operation = _drawn(images, generator)
-        images = _signed(images, operation, space[operation, magnitude], generator, compiled)
+        operation = _drawn(len(images), generator)
+        images = _signed(images, operation, space[operation, magnitude], generator)
     return images
 
 
-def auto_augment(images: Tensor, generator: Generator, compiled: bool = False) -> Tensor:
+def auto_augment(images: Tensor, generator: Generator) -> Tensor:
     """A pair of operations on each image, each with its probability: AutoAugment's policy for CIFAR-10.
 
-    (B, 3, H, W) uint8 -> the same
+    (B, 3, H, W) uint8 -> the same; `generator` is on the host.
     """
-    B, device = len(images), images.device
-    space = _narrow(images.shape[-2], images.shape[-1], 10, device)
-    pair = torch.randint(len(CIFAR10), (B,), generator=generator, device=device)
-    for operations, probabilities, levels in _cifar10(device):
-        happens = torch.rand(B, generator=generator, device=device) < probabilities[pair]
+    B = len(images)
+    space = narrow(images.shape[-2], images.shape[-1], 10)
+    pair = torch.randint(len(CIFAR10), (B,), generator=generator)
+    for turn in (0, 1):
+        operations = torch.tensor([CODES[each[turn][0]] for each in CIFAR10])
+        probabilities = torch.tensor([each[turn][1] for each in CIFAR10])
+        levels = torch.tensor([each[turn][2] for each in CIFAR10])
+        happens = torch.rand(B, generator=generator) < probabilities[pair]
         operation = torch.where(happens, operations[pair], CODES["identity"])
-        images = _signed(images, operation, space[operation, levels[pair]], generator, compiled)
+        images = _signed(images, operation, space[operation, levels[pair]], generator)
     return images
 
 
-def _drawn(images: Tensor, generator: Generator) -> Tensor:
-    """(B,): an operation for each image, each of `DRAWN` as likely."""
-    drawn = torch.randint(len(DRAWN), (len(images),), generator=generator, device=images.device)
-    return _codes(DRAWN, images.device)[drawn]
+def _drawn(count: int, generator: Generator) -> Tensor:
+    """(count,): an operation for each image, each of `DRAWN` as likely."""
+    codes = torch.tensor([CODES[name] for name in DRAWN])
+    return codes[torch.randint(len(DRAWN), (count,), generator=generator)]
 
 
-def _signed(images: Tensor, operation: Tensor, magnitude: Tensor, generator: Generator, compiled: bool) -> Tensor:
+def _signed(images: Tensor, operation: Tensor, magnitude: Tensor, generator: Generator) -> Tensor:
     """`operate`, with the magnitudes of operations that have two directions turned round for half of the images."""
-    turned = torch.randint(2, (len(images),), generator=generator, device=images.device).bool()
-    turned &= torch.isin(operation, _codes(SIGNED, images.device))
-    magnitude = torch.where(turned, -magnitude, magnitude)
-    return (operate_compiled if compiled else operate)(images, operation, magnitude)
-
-
-# Constants are kept on the device that they are used on: a copy there would wait for it at every step.
+    turned = torch.randint(2, (len(images),), generator=generator).bool()
+    turned &= torch.isin(operation, torch.tensor([CODES[name] for name in SIGNED]))
+    return operate(images, operation, torch.where(turned, -magnitude, magnitude))
 
 
 @cache
-def _codes(names: tuple[str, ...], device: torch.device) -> Tensor:
-    return torch.tensor([CODES[name] for name in names], device=device)
-
-
-@cache
-def _cifar10(device: torch.device) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-    """For the first and the second operation of the pairs: operations, probabilities and bins, each (25,)."""
-    return tuple(
-        (
-            _codes(tuple(pair[turn][0] for pair in CIFAR10), device),
-            torch.tensor([pair[turn][1] for pair in CIFAR10], device=device),
-            torch.tensor([pair[turn][2] for pair in CIFAR10], device=device),
-        )
-        for turn in (0, 1)
-    )
-
-
-@cache
-def _wide(device: torch.device) -> Tensor:
+def wide() -> Tensor:
     """(15, 31): the magnitudes of each operation in TrivialAugment's wide space."""
-    return _space(BINS, shear=0.99, translate=(32, 32), rotate=135, strength=0.99, bits=6).to(device)
+    return _space(BINS, shear=0.99, translate=(32, 32), rotate=135, strength=0.99, bits=6)
 
 
 @cache
-def _narrow(height: int, width: int, bins: int, device: torch.device) -> Tensor:
+def narrow(height: int, width: int, bins: int) -> Tensor:
     """(15, bins): the magnitudes of each operation in RandAugment's and AutoAugment's space."""
     translate = (150 / 331 * width, 150 / 331 * height)
-    return _space(bins, shear=0.3, translate=translate, rotate=30, strength=0.9, bits=4).to(device)
+    return _space(bins, shear=0.3, translate=translate, rotate=30, strength=0.9, bits=4)
 
 
 def _space(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from swinexp.augment.operations import where, whole
+from swinexp.augment.operations import whole
 
 ASPECT = (3 / 4, 4 / 3)  # of a resized crop
 ERASED = ((0.02, 0.33), (0.3, 3.3))  # area and aspect ratio of what is erased
@@ -98,6 +98,24 @@ def blank(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tens
     """The images with 0 in a box of each. (B, C, H, W) -> (B, C, H, W)"""
     outside = ~boxes(top, left, bottom, right, images.shape[-2], images.shape[-1])
     return images * outside[:, None]  # on a CPU four times as fast as masked_fill
+
+
+def where(
+    chosen: Tensor, change: Callable[..., Tensor], images: Tensor, *arguments: Tensor, reuse: bool = False
+) -> Tensor:
+    """`change(images, *arguments)` for the chosen images, the others as they are.
+
+    A CPU computes it for the chosen ones alone; a GPU for all, because finding out which they are would wait for it.
+    With `reuse`, the result may be written over `images`.
+    """
+    if images.device.type == "cpu":
+        index = chosen.nonzero()[:, 0]
+        if len(index) == 0:
+            return images
+        # index_select copies eight times as fast as images[index]
+        changed = change(*(each.index_select(0, index) for each in (images, *arguments)))
+        return images.index_copy_(0, index, changed) if reuse else images.index_copy(0, index, changed)
+    return torch.where(chosen.view(-1, *[1] * (images.ndim - 1)), change(images, *arguments), images)
 
 
 def _rectangles(

@@ -104,12 +104,6 @@ def compiles(trainer: Trainer, device: torch.device, images: int) -> bool:
     return trainer.compile == "true"
 
 
-def compiles_augmentation(trainer: Trainer, device: torch.device) -> bool:
-    """Whether a policy's operations are compiled: on a GPU that was asked to compile. What it brings there has not been
-    measured, so that `auto` does not; on a CPU it is slower (docs/performance.md)."""
-    return device.type == "cuda" and trainer.compile == "true"
-
-
 def captures(trainer: Trainer, device: torch.device) -> bool:
     """Whether a step is captured as a CUDA graph: by one process, and not with fp16, which has its scale beside it."""
     alone = device.type == "cuda" and size() == 1

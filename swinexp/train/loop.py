@@ -23,7 +23,7 @@ from swinexp.optim import averaged, lr_scale, set_lr
 from swinexp.ranks import rank, size
 from swinexp.swin import Swin, by_threads
 from swinexp.train.checkpoint import Saving
-from swinexp.train.devices import autocast, captures, compiles, compiles_augmentation, derive
+from swinexp.train.devices import autocast, captures, compiles, derive
 from swinexp.train.graph import Captured, Gradients
 from swinexp.train.processes import joined, shared, summed, unshared
 from swinexp.train.setup import steps_per_epoch
@@ -169,21 +169,20 @@ def batches(run: Run, state: State, dataset: Dataset) -> Iterator[tuple[Tensor, 
     lying = order.to(train_set.labels.device)  # where the images lie
     several = train_set.each(lying[part] for part in parts)
     for first, split, flips in zip(firsts, several, mirrored, strict=True):
-        generator.manual_seed(derive(run.seed, "augmentation", epoch * steps + first))
-        images, labels = augmented(run, dataset, split, generator, flips, batch_size)
+        seed = derive(run.seed, "augmentation", epoch * steps + first)
+        images, labels = augmented(run, dataset, split, seed, flips, batch_size)
         trained = max(0, start - first)
         yield from zip(images.split(batch_size)[trained:], labels.split(batch_size)[trained:], strict=True)
 
 
 def augmented(
-    run: Run, dataset: Dataset, split: Split, generator: Generator, mirrored: Tensor | None, batch: int | None = None
+    run: Run, dataset: Dataset, split: Split, seed: int, mirrored: Tensor | None = None, batch: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Images as the network is trained on them, (B, 3, S, S), and label weights (B, K); see `augment`."""
     mean, std, classes = dataset.mean, dataset.std, len(dataset.classes)
-    compiled = compiles_augmentation(run.trainer, mean.device)
-    return augment(
-        run.augmentation, split.images, split.labels, classes, mean, std, generator, mirrored, batch, compiled
-    )
+    generator = Generator(mean.device).manual_seed(seed)
+    host = generator if mean.device.type == "cpu" else Generator().manual_seed(seed)
+    return augment(run.augmentation, split.images, split.labels, classes, mean, std, generator, mirrored, batch, host)
 
 
 def restoring(tensors: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -399,11 +398,10 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
     """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
     device, batch_size = dataset.mean.device, run.trainer.batch_size
     restore = restoring(dict(state.model.named_buffers()))  # of a BatchNorm
-    generator = Generator(device).manual_seed(0)
     batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
     mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
-    pixels, labels = augmented(run, dataset, batch, generator, mirrored)
-    factors = state.model.draw_drop_path(batch_size, generator)
+    pixels, labels = augmented(run, dataset, batch, 0, mirrored)
+    factors = state.model.draw_drop_path(batch_size, Generator(device).manual_seed(0))
     state.forward.train()
     try:
         if captured:
