@@ -27,11 +27,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
     ("argument", "line"),
     [
         ("trainer.epohcs=3", "trainer.epohcs=3: no such key; trainer has epochs, batch_size, accumulate, label_smoothing, clip_norm, clip_per_tensor, ema, patience, keep, device, gpus, precision, compile, on_nan, fit_memory, limit_train. Type trainer.epochs=3"),
-        ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
+        ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart, record, reference, speedrun. Type experiment=quickstart"),
         (
             "sweep=size",
-            "sweep=size: no such option; there are augmentation, grid, levers, lr_wd, optimizers, pareto, quickstart, sizes, window_patch. Type sweep=sizes",
+            "sweep=size: no such option; there are augmentation, grid, levers, lr_wd, optimizers, pareto, quickstart, record, sizes, window_patch. Type sweep=sizes",
         ),
         ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, placement, cache. Type data=cifar10 data.root=images"),
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),

@@ -237,6 +237,6 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
             refused.append(mistake)
         print(f"{index}  {shown_params(point)}{verdict}")
     total = len(every) if every is not None else (opts.n_trials or N_TRIALS)
-    print(f"dry run: {number} of {total} trials, {len(space.fixed)} fixed overrides: {' '.join(space.fixed) or 'none'}")
+    print(f"dry run: {number} of {total} trials; fixed overrides: {' '.join(space.fixed) or 'none'}")
     if refused:
         raise Mistake(f"{len(refused)} of these {number} would be refused. {refused[0]}")

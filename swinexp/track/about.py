@@ -54,7 +54,8 @@ def chip(device: torch.device) -> str:
         name = models[0] if models else name
     except OSError:
         pass
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def git_revision() -> str | None:
