@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
@@ -89,3 +92,21 @@ def typed(cfg: DictConfig) -> Run:
         raise Mistake(explain(error, [f"{error.full_key}={shown(value)}"])) from error
     assert isinstance(run, Run)
     return run
+
+
+def of_job(config: DictConfig, context: HydraContext, overrides: Sequence[str], given: Sequence[str] = ()) -> Run:
+    """The config of a job, composed and checked; `given` is what was typed for it, where that is something else.
+
+    Raises `Mistake`.
+    """
+    try:
+        composed = context.config_loader.load_sweep_config(config, list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        line = explain(error, given or overrides)
+        if line is None:
+            raise
+        raise Mistake(line) from error
+    with open_dict(composed):
+        del composed["hydra"]
+        composed.name = "rehearsal"
+    return typed(composed)

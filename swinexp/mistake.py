@@ -54,9 +54,13 @@ TOLD = {"told": True}  # a log record's `extra`: standard error has the line, th
 class Mistake(Exception):
     """What was asked for cannot be. The message is one line; `swinexp.run` prints it and exits with 2."""
 
+    told = False  # printed already
+
 
 class Ended(Exception):
     """A run came to an end that is nobody's mistake and no bug. The message is one line; the exit code is 1."""
+
+    told = False
 
 
 class Diverged(Ended):

@@ -27,7 +27,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.swinexp_sweeper import SwinexpOptuna
+from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
 from swinexp import CONF, SWEEPS
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
@@ -73,6 +73,7 @@ def main(cfg: DictConfig) -> float | list[float]:
             _end(str(end), 1 if isinstance(end, Ended) else 2)  # before Hydra adds a line of its own
         if current_trial().number is None:  # whose study tells it
             print(f"swinexp: {end}", file=sys.stderr)  # and the other jobs of a multirun go on
+            end.told = True
         raise
 
 
@@ -160,7 +161,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if local_rank() == 0:  # which speaks for all of its machine
+    if line and local_rank() == 0:  # which speaks for all of its machine
         print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
@@ -196,13 +197,16 @@ def reported(arguments: list[str]) -> Iterator[None]:
         line = None if _full_error else explain(error, arguments)
         if line is None:
             raise
-        _end(line, 1 if isinstance(error, Ended) else 2)
+        _end("" if getattr(error, "told", False) else line, 1 if isinstance(error, Ended) else 2)
 
 
 def cli() -> None:
     """`main` for the command line."""
     # Hydra scans folders, and so does not find it in an editable install beside an installed plugin.
-    Plugins.instance().register(SwinexpOptuna)
+    for sweeper in (SwinexpOptuna, SwinexpBasic):
+        Plugins.instance().register(sweeper)
+    basic = f"{SwinexpBasic.__module__}.{SwinexpBasic.__name__}"  # in the place of Hydra's own
+    ConfigStore.instance().store("basic", {"_target_": basic, "max_batch_size": None, "params": None}, "hydra/sweeper")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:  # the first process speaks for all
         sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]

@@ -45,7 +45,7 @@ def test_help_lists_groups_and_examples(command: Command) -> None:
     done = command("--help")
     assert done.returncode == 0
     for text in (
-        "model: base, cifar, nano, small, swin_b, swin_s, swin_t, tiny",
+        "model: base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny",
         "sweep: augmentation, grid, levers, lr_wd",
         "experiment=quickstart",
         "weight_decay",

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, check, explain, first_line, leaves
+from swinexp.mistake import Mistake, check, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
 from swinexp.sweep.jobs import slurm
@@ -169,33 +167,15 @@ def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Op
     }
 
 
-def _composed(
-    config: DictConfig, context: HydraContext, overrides: Sequence[str], given: Sequence[str] = ()
-) -> DictConfig:
-    """The config of a job; `given` is what was typed for it, where that is something else. Raises `Mistake`."""
-    try:
-        composed = context.config_loader.load_sweep_config(config, list(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        line = explain(error, given or overrides)
-        if line is None:
-            raise
-        raise Mistake(line) from error
-    with open_dict(composed):
-        del composed["hydra"]
-        composed.name = "rehearsal"
-    return composed
-
-
 def rehearse(space: Space, config: DictConfig, context: HydraContext) -> None:
     """Compose a config for the extremes of each parameter, and check it. Raises `Mistake`."""
     if not {"model", "trainer", "objective"} <= set(config):  # another application
         return
-    from swinexp.config import typed
+    from swinexp.config import of_job
 
     def refusal(point: Point) -> Mistake | None:
-        composed = _composed(config, context, space.overrides(point), given)
         try:
-            typed(composed)
+            of_job(config, context, space.overrides(point), given)
         except Mistake as mistake:
             return mistake
         return None
@@ -218,7 +198,7 @@ def rehearse(space: Space, config: DictConfig, context: HydraContext) -> None:
 
 def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
     """List the first configs that would be run, as far as they do not depend on results; compose and check each."""
-    from swinexp.config import typed
+    from swinexp.config import of_job
 
     opts, space, seed, every = plan.options, plan.space, plan.seed, plan.every
     study = optuna.create_study(sampler=build_sampler(opts, space, seed, 0))
@@ -230,7 +210,7 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
         study.sampler = build_sampler(opts, space, seed, index)
         point = space.suggest(study.ask())
         try:
-            typed(_composed(config, context, space.overrides(point)))
+            of_job(config, context, space.overrides(point))
             verdict = ""
         except Mistake as mistake:
             verdict = f"  ✗ {mistake}"
