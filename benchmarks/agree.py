@@ -119,6 +119,8 @@ def main() -> None:
         wrong += difference > most
         lines.append(f"{what:36}{difference:12.2e}  at most {most:.0e}{'' if difference <= most else '   ✗'}")
         print(lines[-1], flush=True)
+        if options.out:  # each time: the limit of gpu.sh may come
+            options.out.write_text("\n".join(lines) + "\n")
 
     print(lines[0])
     cpu = torch.device("cpu")
@@ -134,8 +136,6 @@ def main() -> None:
                 loss = trained(device, dtype, compiled)
                 name = f"loss of ten steps, {str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}"
                 tell(name, abs(loss - reference) / reference, most)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
     sys.exit(1 if wrong else 0)
 
 

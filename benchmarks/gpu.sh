@@ -35,10 +35,10 @@ part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it he
 bench=$root/benchmarks
 part agree 90 "$python" "$bench/agree.py" --out agree.txt
 part step 140 "$python" "$bench/step.py" --batch 128 2048 --json step.json
-part augment 40 "$python" "$bench/augment.py" --batch 128 --seconds 1 --rounds 3
+part augment 40 "$python" "$bench/augment.py" --batch 128 --seconds 1 --rounds 1
 part pipeline 60 "$python" "$bench/pipeline.py" --batch 128 --images 10240 --rounds 2 --json pipeline.json
 part speedrun 150 "$python" "$bench/speedrun.py" --seeds 1 --out speedrun.json "${data[@]}"
-part record 50 "$python" -m swinexp.run experiment=record name=record "${data[@]}"
+part record 50 "$python" -m swinexp.run experiment=record name=record trainer.compile=graphs "${data[@]}"
 while read -r name _; do
   echo "== $name"
   tail -n 12 "$out/$name.log"

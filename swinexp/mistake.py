@@ -154,7 +154,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{error.strerror}: {error.filename or 'the disk'} is full. Make room, and type the same command"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return f"{first_line(error)} Type a smaller trainer.batch_size, or trainer.fit_memory=true"
+        fits = any("fit_memory=true" in argument.lower() for argument in arguments)
+        return f"{first_line(error)} Type a smaller trainer.batch_size{'' if fits else ', or trainer.fit_memory=true'}"
     if isinstance(error, OSError) and not isinstance(error, MissingConfigException):
         return _no_folder(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:

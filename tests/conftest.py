@@ -27,6 +27,9 @@ from swinexp.track import ConsoleHandler
 from swinexp.train import prepare, train
 from tests.wandb_server import Server, serving
 
+# As `settle` has it; torch reads it at the first product of a GPU, which may be a test's that trains nothing.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # A network and a schedule small enough for a test: 200 digits, two stages, a second an epoch at most.
 SMALL = (
     "model.dim=16",

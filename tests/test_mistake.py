@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from swinexp import run
+from swinexp.mistake import explain
 from tests.conftest import SMALL, Command
 
 
@@ -239,3 +241,9 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["swinexp"])
     with pytest.raises(ZeroDivisionError):
         run.cli()
+
+
+def test_full_memory_is_not_answered_with_what_was_typed_already() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    assert (explain(error) or "").endswith("Type a smaller trainer.batch_size, or trainer.fit_memory=true")
+    assert (explain(error, ["trainer.fit_memory=True"]) or "").endswith("Type a smaller trainer.batch_size")

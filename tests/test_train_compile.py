@@ -39,6 +39,7 @@ def test_a_step_is_a_graph_on_a_gpu_unless_nothing_is_to_be_compiled() -> None:
         assert not captures(trainer, cpu)
     assert not captures(small_run("trainer.compile=false").trainer, gpu)
     assert not captures(small_run("trainer.precision=fp16").trainer, gpu)
+    assert not captures(small_run("trainer.fit_memory=true").trainer, gpu)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -110,6 +111,7 @@ def test_auto_trains_on_where_the_network_cannot_be_compiled(
 @pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     tiny = ["data=digits", "model=nano", "trainer.limit_train=32", "trainer.batch_size=32", "wandb=disabled"]
+    tiny.append("trainer.device=cpu")
     done = subprocess.run(
         [sys.executable, "-m", "swinexp.run", *tiny, "trainer.compile=true"],
         env={**{key: value for key, value in os.environ.items() if key not in ("CC", "CXX")}, "PATH": str(tmp_path)},

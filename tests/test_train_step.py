@@ -149,6 +149,7 @@ def test_a_step_never_waits_for_the_device(optimizer: str, monkeypatch: pytest.M
     assert counting.waits["_local_scalar_dense"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
@@ -158,8 +159,8 @@ def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
     train_epoch(run, state, dataset)
     state.step = 0
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         train_epoch(run, state, dataset)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -73,6 +73,7 @@ def place(split: Split, placement: str, device: torch.device) -> Split:
     if placement == "host":
         return beside
     if placement == "auto" and device.type == "cuda":
+        torch.cuda.empty_cache()  # what earlier runs of this process had is free too
         free, _ = torch.cuda.mem_get_info(device)
         if split.nbytes > free / 2:  # the other half is for the network and what it computes
             log.info(

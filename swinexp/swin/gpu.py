@@ -103,11 +103,13 @@ def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tens
     T = bias.shape[-1]
     out = qkv.new_empty(B, P, C)
     each, period, loops, programs = _tiling(B, P, T, heads)
-    kernels.attention[programs, heads](
-        qkv, bias, bias if order is None else order, out, B * (P // T), loops, period, (C // heads) ** -0.5, P // T, P,
-        N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-        SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
-    )  # fmt: skip
+    with torch.cuda.device_of(qkv):  # Triton launches on the current one
+        kernels.attention[programs, heads](
+            qkv, bias, bias if order is None else order, out, B * (P // T), loops, period,
+            (C // heads) ** -0.5, P // T, P,
+            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
+        )  # fmt: skip
     return out
 
 
@@ -129,12 +131,13 @@ def _attend_backward(
     each, period, loops, programs = _tiling(B, P, T, heads)
     to_qkv = torch.empty_like(qkv)
     parts = bias.new_empty(programs // period, period, heads, each, T, T)
-    kernels.attention_backward[programs, heads](
-        qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
-        (C // heads) ** -0.5, G, P,
-        N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-        SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
-    )  # fmt: skip
+    with torch.cuda.device_of(qkv):  # Triton launches on the current one
+        kernels.attention_backward[programs, heads](
+            qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
+            (C // heads) ** -0.5, G, P,
+            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
+        )  # fmt: skip
     to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
     return to_qkv, to_bias.reshape(-1, len(bias), heads, T, T).sum(0).contiguous()
 

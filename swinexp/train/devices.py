@@ -105,8 +105,9 @@ def compiles(trainer: Trainer, device: torch.device, images: int) -> bool:
 
 
 def captures(trainer: Trainer, device: torch.device) -> bool:
-    """Whether a step is captured as a CUDA graph: by one process, and not with fp16, which has its scale beside it."""
-    alone = device.type == "cuda" and size() == 1
+    """Whether a step is captured as a CUDA graph: by one process, not with fp16, which has its scale beside it, and not
+    where memory is to fit, of which a graph keeps its own."""
+    alone = device.type == "cuda" and size() == 1 and not trainer.fit_memory
     return alone and trainer.compile != "false" and _precision(trainer, device) != "fp16"
 
 

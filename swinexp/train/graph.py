@@ -38,8 +38,12 @@ class Captured:
             for _ in range(WARM_UP):
                 gradients(*self.inputs)
         torch.cuda.current_stream(images.device).wait_stream(stream)
-        with torch.cuda.graph(self.graph, stream=stream):
-            self.outputs = gradients(*self.inputs)
+        current = torch.cuda.current_stream(images.device)
+        try:
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.outputs = gradients(*self.inputs)
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves changed where recording fails
         self.gradients = [(p, p.grad) for p in parameters]
 
     def __call__(self, images: Tensor, labels: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -390,7 +390,8 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
-    log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
+    if compiled or state.captured is not None:
+        log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
     return seconds
 
 
