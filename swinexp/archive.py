@@ -30,17 +30,26 @@ def requested(kind: type[T], arguments: Sequence[str]) -> T:
 
     cfg = OmegaConf.structured(kind)
     for argument in arguments:
-        if "=" not in argument and Path(argument).exists():
-            first = next(iter(cfg))
-            raise Mistake(f"{argument}: KEY=VALUE is wanted. Type {first}={argument}")
+        if "=" not in argument:
+            instead = f"{argument}=VALUE" if argument in cfg else f"{next(iter(cfg))}={argument}"
+            raise Mistake(f"{argument}: KEY=VALUE is wanted. Type {instead}")
         try:
             cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([argument]))
         except YAMLError as error:
             key, _, given = argument.partition("=")
             raise Mistake(f"{argument}: cannot be read ({one_line(error)}). Type \"{key}='{given}'\"") from error
+    if OmegaConf.is_missing(cfg, "run"):
+        raise Mistake(f"run: whose network? Type run={newest_run()}")
     request = OmegaConf.to_object(cfg)
     assert isinstance(request, kind)
     return request
+
+
+def newest_run() -> Path | str:
+    """The run below outputs/ that was trained last, as far as there is one."""
+    there = Path("outputs").glob("*/**/checkpoints/last.pt")
+    path = max(there, key=lambda path: path.stat().st_mtime, default=None)
+    return "FOLDER" if path is None else path.parent.parent
 
 
 def reloaded(folder: Path, **changes: Any) -> Run:
@@ -54,9 +63,7 @@ def reloaded(folder: Path, **changes: Any) -> Run:
     from swinexp.train import pick_device
 
     if not (folder / "config.yaml").exists() or not candidates(folder / "checkpoints" / "last.pt"):
-        others = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
-        newest = others[-1].parent.parent if others else "FOLDER"
-        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest}")
+        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest_run()}")
     silent = OmegaConf.load(CONF / "wandb" / "disabled.yaml")  # a run of before may lack keys of that group
     run = typed(OmegaConf.merge(kept(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
     try:

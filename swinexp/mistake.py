@@ -181,7 +181,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
             return f"~{key}: a group cannot be removed. Type {key}={_options(key)[0]}, or leave it out"
         options = _options(key)
         there = f"; there are {', '.join(options)}" if options else ""
-        return f"{key}=???: it has no default and must be given{there}. Type {key}={options[0] if options else 'VALUE'}"
+        instead = options[0] if options else "FOLDER" if key == "data.root" else "VALUE"
+        return f"{key}=???: it has no default and must be given{there}. Type {key}={instead}"
     if isinstance(cause, ValidationError):
         return _wrong_type(cause)
     if isinstance(error, HydraException | OmegaConfBaseException):

@@ -149,7 +149,7 @@ def test_mirroring_belongs_to_the_data() -> None:
             "data.on_error=ignore: one of raise, skip. Type data.on_error=raise",
         ),
         (["data=cinic10", "+data.val_fraction=0.1"], "data.val_fraction=0.1: no such key; .* Type data=digits "),
-        (["data=image_folder"], r"data.root=\?\?\?: it has no default and must be given. Type data.root=VALUE"),
+        (["data=image_folder"], r"data.root=\?\?\?: it has no default and must be given. Type data.root=FOLDER"),
         (["~window"], "window=.*it has no default and must be given; there are w2, .* Type window=w2"),
     ],
 )

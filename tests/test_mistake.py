@@ -51,7 +51,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("data.name=cifar10", "data.name=cifar10: an option is more than its name. Type data=cifar10"),
         ("name=../x", "name=../x: 1 to 120 characters without a slash, the first a letter or digit. Type name=ANOTHER_NAME"),
         ("window.size=5", "window.size=5: windows must tile the grid of every stage, here 8×8, 4×4 tokens; [1, 2, 4, 8] do. Type window.size=4"),
-        ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=VALUE"),
+        ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=FOLDER"),
     ],
 )  # fmt: skip
 def test_the_whole_line(

@@ -100,7 +100,7 @@ def test_a_checkpoint_gives_the_weights_it_names(finished: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["a.png"], "run=???: it has no default and must be given. Type run=VALUE"),
+        (["a.png"], "run: whose network? Type run=FOLDER"),
         (["run=a"], "run=a: no image is named. Type run=a IMAGE.png"),
         (["run=a", "a.png"], "run=a: there is no run with a checkpoint. Type run=FOLDER"),
         (["run=a", "a.png", "top=0"], "top=0: at least 1 class for an image. Type top=3"),
