@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from swinexp.config import Run
+    from swinexp.data import Dataset
     from swinexp.swin import Swin
 
 CHECKPOINTS = ("last", "best", "ema")  # ema: the average of the weights that last.pt holds beside them
+
+ALIKE = 2e-5  # how far apart the means of the same images may be: decoders of JPEG round in their own ways
 
 T = TypeVar("T")
 
@@ -118,3 +121,30 @@ def kept_data(folder: Path) -> tuple[list[str], Tensor, Tensor] | None:
         return [str(name) for name in kept["classes"]], torch.tensor(kept["mean"]), torch.tensor(kept["std"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_data(folder: Path, dataset: Dataset, instead: str) -> None:
+    """Raise `Mistake` when the data are not those that a run was trained on, as far as its data.json tells.
+
+    They may be cut otherwise too, and validation images then be ones that it was trained on.
+    """
+    known = kept_data(folder)
+    difference = None if known is None else _difference(folder, known, dataset)
+    if difference is not None:
+        raise Mistake(f"{folder}: {difference}; its validation images may be ones that it was trained on. {instead}")
+
+
+def _difference(folder: Path, known: tuple[list[str], Tensor, Tensor], dataset: Dataset) -> str | None:
+    classes, mean, std = known
+    if classes != dataset.classes:
+        differ = ", ".join(sorted({*classes} ^ {*dataset.classes})) or "their order"
+        return f"the classes of its data have changed ({differ})"
+    before = json.loads((folder / "data.json").read_text()).get("images", {})  # runs from earlier have none
+    for name, counts in dataset.counts.items():
+        then, now = sum(before.get(name, counts)), sum(counts)
+        if then != now:
+            return f"its data had {then:,} {name} images and have {now:,} now"
+        if before.get(name, counts) != counts:
+            return f"its data have other {name} images of some classes"
+    apart = max(float((a - b.cpu()).abs().max()) for a, b in ((mean, dataset.mean), (std, dataset.std)))
+    return "the images of its data have changed" if apart > ALIKE else None

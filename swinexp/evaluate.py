@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from omegaconf import MISSING
 
-from swinexp.archive import CHECKPOINTS, fill, kept_data, reloaded, requested, weights
+from swinexp.archive import CHECKPOINTS, check_data, fill, reloaded, requested, weights
 from swinexp.folder import write_atomically
 from swinexp.mistake import Mistake, check, one_of
 from swinexp.reading import Reading, averaged, outputs, read
@@ -77,10 +77,7 @@ def restored(run: Run, folder: Path, checkpoint: str) -> tuple[Swin, Dataset, in
 
     kept, epoch = weights(folder, checkpoint)  # before the data, which may take minutes
     model, dataset = prepare(run, resuming=True)
-    data = kept_data(folder)
-    if data is not None and data[0] != dataset.classes:
-        differ = ", ".join(sorted({*data[0]} ^ {*dataset.classes})) or "their order"
-        raise Mistake(f"run={folder}: the classes of its data have changed ({differ}). Train the run again")
+    check_data(folder, dataset, "Bring its images back, or train it again")
     fill(model, kept, folder)
     return model.eval(), dataset, epoch
 

@@ -62,7 +62,15 @@ def folder_name(name: object, key: str = "name") -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Give `write` a file that takes the name `path` only when all of it is on the disk. Raises OSError."""
+    """Give `write` a file that takes the name `path` only when all of it is on the disk. Raises OSError.
+
+    What is no file, such as /dev/stdout, is written to as it is; a link is followed.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            write(file)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         with temporary.open("xb") as file:

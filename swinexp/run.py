@@ -80,6 +80,7 @@ def main(cfg: DictConfig) -> float | list[float]:
 def _run(
     cfg: DictConfig, path: Path, overrides: list[str], options: dict[str, str], group: str | None
 ) -> float | list[float]:
+    from swinexp.archive import check_data
     from swinexp.config import typed
     from swinexp.describe import count
     from swinexp.look import Look
@@ -112,7 +113,10 @@ def _run(
                 trial.finished(int(summary.get("epochs", 0)))
             log.info("already finished; to train anew, type name=ANOTHER_NAME or remove %s", os.path.relpath(path))
         else:
-            model, dataset = prepare(run, resuming=bool(candidates(folder.checkpoint)))
+            resuming = bool(candidates(folder.checkpoint))
+            model, dataset = prepare(run, resuming)
+            if resuming:
+                check_data(path, dataset, "Bring its images back, or type name=ANOTHER_NAME")
             facts = asdict(count(model, run.data.image_size)[""])
             trial.check(facts)
             steps = steps_per_epoch(run, dataset)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from swinexp.archive import fill, reloaded, requested, weights
+from swinexp.archive import check_data, fill, reloaded, requested, weights
 from swinexp.mistake import Mistake
-from swinexp.train import build_model
+from swinexp.train import build_model, prepare
 
 
 def test_a_run_comes_back_on_a_device_that_is_there(finished: Path) -> None:
@@ -71,3 +74,29 @@ def test_a_folder_without_its_key_is_told_the_key(finished: Path) -> None:
 
     with pytest.raises(Mistake, match=rf"^{finished}: KEY=VALUE is wanted. Type run={finished}$"):
         requested(Request, [str(finished)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: data["images"]["train"].__setitem__(0, 1), "its data had 181 train images and have 200 now"),
+        (lambda data: data["images"].update(val=data["images"]["val"][::-1]), "its data have other val images of some"),
+        (lambda data: data["mean"].__setitem__(0, data["mean"][0] + 1e-3), "the images of its data have changed"),
+        (lambda data: data["classes"].__setitem__(0, "zero"), r"the classes of its data have changed \(0, zero\)"),
+        (lambda data: data["mean"].__setitem__(0, data["mean"][0] + 1e-6), None),  # another decoder
+        (lambda data: data.pop("images"), None),  # a run from before
+    ],
+)
+def test_data_that_are_not_the_runs_are_refused(
+    change: Callable[[dict[str, Any]], object], told: str | None, finished: Path
+) -> None:
+    run = reloaded(finished)
+    _, dataset = prepare(run)
+    kept = json.loads((finished / "data.json").read_text())
+    change(kept)
+    (finished / "data.json").write_text(json.dumps(kept))
+    if told is None:
+        check_data(finished, dataset, "")
+        return
+    with pytest.raises(Mistake, match=rf"^{finished}: {told}"):
+        check_data(finished, dataset, "Train it again")

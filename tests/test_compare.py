@@ -21,7 +21,7 @@ from swinexp.compare.differences import condition, option, selected, varied
 from swinexp.compare.groups import front, grouped
 from swinexp.compare.runs import COMPLETE, DAMAGED, FAILED, PRUNED, RUNNING, UNFINISHED, find
 from swinexp.compare.statistic import difference, holm
-from swinexp.compare.table import as_csv
+from swinexp.compare.table import as_csv, notes
 from swinexp.folder import Folder
 from swinexp.mistake import Mistake
 from tests.conftest import DONE, Command, config
@@ -259,6 +259,12 @@ def test_the_same_run_again_is_no_repetition() -> None:
     assert sorted(best.figures.values()) == pytest.approx([0.701, 0.801])  # which a GPU does not give twice
     assert other.against is not None
     assert other.against.pairs == 2
+    told = "2 seeds have several runs of one config and different figures, of which the mean counts once"
+    assert told in notes([best, other])
+    assert not any("several runs" in note for note in notes([other]))
+    left("a13", "seed=1", "window=w2", accuracy=0.9)
+    _, other = compared().groups
+    assert sorted(other.figures.values()) == [0.5, pytest.approx((3 * 0.6 + 0.9) / 4)]
 
 
 @pytest.mark.parametrize("asked", ["where=name=*lr*", "where=model.depths=[2,2", "where=seed=@1"])

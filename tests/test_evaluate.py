@@ -202,7 +202,8 @@ def test_mistakes_about_a_run_are_one_line(finished: Path, capsys: pytest.Captur
     data = json.loads((finished / "data.json").read_text())
     (finished / "data.json").write_text(json.dumps({**data, "classes": [*"0123456789X"]}))
     assert refused([f"run={finished}"], capsys) == (
-        f"swinexp: run={finished}: the classes of its data have changed (X). Train the run again"
+        f"swinexp: {finished}: the classes of its data have changed (X); its validation images may be ones that it was "
+        "trained on. Bring its images back, or train it again"
     )
     last.write_bytes(last.read_bytes()[:1000])
     assert refused([f"run={finished}"], capsys).startswith(f"swinexp: run={finished}: {last} cannot be read (")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,17 @@ def test_a_damaged_config_is_told(tmp_path: Path) -> None:
     line = rf"^{tmp_path}/config.yaml cannot be read \(.*\)\. Bring it back, or remove {tmp_path}$"
     with pytest.raises(Mistake, match=line):
         Folder(tmp_path).check({"seed": 0})
+
+
+def test_what_is_no_file_is_written_to_and_a_link_is_followed(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "told")
+    assert os.read(reader, 9) == b"told"
+    os.close(reader)
+    assert pipe.is_fifo()
+    link.symlink_to(target)
+    write_text(link, "kept")
+    assert link.is_symlink()
+    assert target.read_text() == "kept"

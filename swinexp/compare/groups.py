@@ -34,6 +34,7 @@ class Group:
     settings: Mapping[str, str]
     runs: Sequence[Found]
     figures: Mapping[Hashable, float]
+    unsteady: int = 0  # repetitions whose runs differ in nothing but their figures
     against: Difference | None = None
     is_base: bool = False
 
@@ -100,10 +101,12 @@ def grouped(runs: Sequence[Found], metric: str, by: Sequence[str] | None, base: 
     members: dict[tuple[str, ...], list[Found]] = {}
     for run in judged:
         members.setdefault(tuple(as_typed(value(run, key)) for key in keys), []).append(run)
-    groups = [
-        Group({key: _brief(value(its[0], key)) for key in keys}, its, _repeated(its, metric, rest))
-        for its in members.values()
-    ]
+    groups = []
+    for its in members.values():
+        settings = {key: _brief(value(its[0], key)) for key in keys}
+        alike = _repeated(its, metric, rest)
+        figures = {repetition: statistics.fmean(same) for repetition, same in alike.items()}
+        groups.append(Group(settings, its, figures, sum(len({*same}) > 1 for same in alike.values())))
     sign = -1 if goes_up(metric) else 1
     groups.sort(key=lambda group: sign * group.mean)
     return _compared(groups, _base(groups, base))
@@ -119,13 +122,13 @@ def _stood_for(key: str, keys: Sequence[str], runs: Sequence[Found]) -> bool:
     return group in keys and decides(group, key, runs)
 
 
-def _repeated(runs: Sequence[Found], metric: str, rest: Sequence[str]) -> dict[Hashable, float]:
-    """{the seed and whatever else differs within the group: the figure}, the mean of runs that differ in nothing."""
-    figures: dict[Hashable, set[float]] = {}
+def _repeated(runs: Sequence[Found], metric: str, rest: Sequence[str]) -> dict[Hashable, list[float]]:
+    """{the seed and whatever else differs within the group: the figures of runs that differ in nothing}"""
+    figures: dict[Hashable, list[float]] = {}
     for run in runs:
         repetition = tuple(as_typed(value(run, each)) for each in (REPEATED, *rest))
-        figures.setdefault(repetition, set()).add(float(run.summary[metric]))
-    return {repetition: statistics.fmean(same) for repetition, same in figures.items()}
+        figures.setdefault(repetition, []).append(float(run.summary[metric]))
+    return figures
 
 
 def _base(groups: Sequence[Group], base: str | None) -> int:

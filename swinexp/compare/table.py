@@ -161,6 +161,9 @@ def notes(groups: Sequence[Group]) -> list[str]:
         )
     elif len(groups) > 1 and few:
         told.append(f"? {len(few)} of {len(groups)} rows have fewer than {FEW} runs: of chance they say little")
+    if unsteady := sum(group.unsteady for group in groups):
+        seeds = "one seed has" if unsteady == 1 else f"{unsteady} seeds have"
+        told.append(f"{seeds} several runs of one config and different figures, of which the mean counts once")
     alike = {"git": "revisions of the code", "device_name": "devices, whose images/s and seconds do not compare"}
     for key, what in alike.items():
         if len(kinds := {str(run.summary.get(key)) for run in judged}) > 1:

@@ -90,9 +90,10 @@ def _best(sweep: Sweep, found: Sequence[Leader]) -> str:
     ]
     if not found:
         return "No trial is complete."
+    own = trial_folder(sweep.folder, found[0].trial.number, sweep.seeds)
     if (sweep.folder / "best.yaml").exists():
-        lines += ["", "The best one again:", "", f"```\n{again(sweep.folder)}\n```"]
-    kept = trial_folder(sweep.folder, found[0].trial.number, sweep.seeds) / "overrides.yaml"
+        lines += ["", "The best one again:", "", f"```\n{again(sweep.folder, own)}\n```"]
+    kept = own / "overrides.yaml"
     if kept.exists():
         lines += ["", "and from anywhere:", "", f"```\n{_command(kept)}\n```"]
     return "\n".join(lines)

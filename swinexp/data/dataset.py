@@ -26,6 +26,12 @@ class Dataset:
     mean: Tensor
     std: Tensor
 
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """How many images of each class the training and the validation split have."""
+        splits = {"train": self.train, "val": self.val}
+        return {name: split.labels.bincount(minlength=len(self.classes)).tolist() for name, split in splits.items()}
+
     def to(self, device: torch.device, placement: str = "auto") -> Dataset:
         """Its training and validation images on one device, or beside it as `placement` says.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import logging
 import os
 import re
@@ -100,7 +101,7 @@ def _write_best(study: Study, leader: Leader) -> bool:
         alone = f", with seed {config['seed']} alone ({', '.join(map(number, leader.figures[0]))})"
     head = [
         f"# The best trial of study {study.name}: trial {leader.trial.number}, {leader}. To run it again{alone}:",
-        f"#   {again(study.folder)}",
+        f"#   {again(study.folder, kept.parent)}",
     ]
     write_text(
         study.folder / "best.yaml", "\n".join([*head, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)])
@@ -108,10 +109,14 @@ def _write_best(study: Study, leader: Leader) -> bool:
     return True
 
 
-def again(folder: Path) -> str:
-    """The command that trains what best.yaml in a sweep's folder has."""
+def again(folder: Path, best: Path) -> str:
+    """The command that trains what best.yaml in a sweep's folder has; with as many threads of a CPU as the run in the
+    folder `best` had, since others give other last bits, and after some epochs another figure."""
+    summary = best / "summary.json"
+    threads = json.loads(summary.read_text()).get("threads") if summary.exists() else None
     place = os.path.relpath(folder)
-    return shlex.join(["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"])
+    command = shlex.join(["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"])
+    return f"OMP_NUM_THREADS={threads} {command}" if threads else command
 
 
 def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optuna.Study, Any]]:
@@ -178,7 +183,8 @@ def _write_html(
             f"{say(shown_params(leader.trial.params))}</p>"
             for leader in best[:10]
         ]
-        sections.append(f"<pre>{say(again(study.folder))}</pre>")
+        own = trial_folder(study.folder, best[0].trial.number, study.options.seeds)
+        sections.append(f"<pre>{say(again(study.folder, own))}</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
         if title == "Curves":

@@ -33,6 +33,7 @@ def about(run: Run) -> dict[str, Any]:
         "objective": run.objective,
         "device": device,
         "device_name": chip(torch.device(device)),
+        **({"threads": torch.get_num_threads()} if device == "cpu" else {}),  # another number gives other last bits
         "git": git_revision(),
         "versions": {"swinexp": __version__, "python": platform.python_version(), **_versions()},
     }

@@ -133,9 +133,12 @@ class Tracker:
         )
 
     def data(self, dataset: Dataset) -> None:
-        """Write down what the network needs to be used without its data: classes, mean and std, to the last bit."""
+        """Write down what the network needs to be used without its data, and what tells whether they have changed.
+
+        Classes, mean and std, to the last bit; the number of images of each class.
+        """
         kept = {"classes": dataset.classes, "mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
-        write_text(self.folder.path / "data.json", json.dumps(kept, indent=2) + "\n")
+        write_text(self.folder.path / "data.json", json.dumps({**kept, "images": dataset.counts}, indent=2) + "\n")
 
     def picture(self, name: str, draw: Callable[[Path], object]) -> None:
         """Draw a picture into the run's folder and show it in W&B, once in the run."""
