@@ -1,8 +1,22 @@
 """swinexp: experiments with Swin Transformers on small images, configured by Hydra."""
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+
+def nothing_begun(number: int, _: object) -> None:
+    """A signal while a command is being imported: what an exception would become there is not foreseeable."""
+    os.write(2, b"swinexp: interrupted\n")
+    os._exit(128 + number)
+
+
+# As `python -m` has it until it has found the module. Who ignores ctrl-C goes on doing so.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, nothing_begun)
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
-from swinexp import CONF, SWEEPS
+from swinexp import CONF, SWEEPS, nothing_begun
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
 from swinexp.mistake import TOLD, Ended, Mistake, check_flags, check_options, explain, first_line, interrupt, too_late
@@ -65,6 +66,9 @@ def main(cfg: DictConfig) -> float | list[float]:
         raise interrupt(too_late[0])
     try:
         return _run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), options, group)
+    except KeyboardInterrupt:
+        remove_empty(Path(job.runtime.output_dir))  # Hydra made it, and nothing has begun there
+        raise
     except (Mistake, Ended) as end:
         current_trial().ended(end)
         if isinstance(end, Ended):
@@ -182,10 +186,31 @@ _full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 @contextmanager
+def heeding() -> Iterator[None]:
+    """Have ctrl-C and SIGTERM raise KeyboardInterrupt while the block lasts, where nobody has said otherwise."""
+
+    def stop(number: int, _: object) -> None:
+        raise interrupt(number)
+
+    usual = {signal.SIGINT: nothing_begun, signal.SIGTERM: signal.SIG_DFL}
+    mine = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+    if threading.current_thread() is not threading.main_thread():  # only it can receive signals
+        mine = []
+    for number in mine:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
 def reported(arguments: list[str]) -> Iterator[None]:
     """A mistake becomes one line and exit code 2; SIGINT ends with 130, SIGTERM with 143."""
     try:
-        yield
+        with heeding():
+            yield
         sys.stdout.flush()
     except BrokenPipeError:  # … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

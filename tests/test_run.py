@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import swinexp.run
 from swinexp import HERE
 from tests.conftest import SMALL, Command
 from tests.test_track import inspect
@@ -232,3 +233,31 @@ def test_a_wheel_works_from_any_directory(tmp_path: Path, monkeypatch: pytest.Mo
     assert "validation accuracy" in done.stdout
     assert (elsewhere / "outputs" / "runs").is_dir()
     assert "swinexp = swinexp.run:cli" in next(site.glob("*.dist-info/entry_points.txt")).read_text()
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line() -> None:
+    code = "import os, signal, sys; sys.argv = [{}]; import swinexp; os.kill(os.getpid(), signal.SIGINT); print('on')"
+    for first, told in (("'-m'", "swinexp: interrupted\n"), ("'notebook'", None)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.stdout == ""
+        assert done.stderr == told if told else "KeyboardInterrupt" in done.stderr  # who only imports it, has Python's
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGTERM, 143, "swinexp: stopped by SIGTERM\n"), (signal.SIGINT, 130, "swinexp: interrupted\n")],
+)
+def test_a_signal_before_training_is_told_and_leaves_nothing(
+    number: signal.Signals, code: int, line: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["swinexp", "name=early"])
+    monkeypatch.setattr(swinexp.run, "_run", lambda *_: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stop:
+        swinexp.run.cli()
+    assert stop.value.code == code
+    assert capsys.readouterr().err == line
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert list(tmp_path.iterdir()) == []
