@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,17 +43,22 @@ def requested(kind: type[T], arguments: Sequence[str]) -> T:
             key, _, given = argument.partition("=")
             raise Mistake(f"{argument}: cannot be read ({one_line(error)}). Type \"{key}='{given}'\"") from error
     if OmegaConf.is_missing(cfg, "run"):
-        raise Mistake(f"run: whose network? Type run={newest_run()}")
+        raise Mistake(f"run: whose network? Type run={some_run()}")
     request = OmegaConf.to_object(cfg)
     assert isinstance(request, kind)
     return request
 
 
-def newest_run() -> Path | str:
-    """The run below outputs/ that was trained last, as far as there is one."""
-    there = Path("outputs").glob("*/**/checkpoints/last.pt")
-    path = max(there, key=lambda path: path.stat().st_mtime, default=None)
-    return "FOLDER" if path is None else path.parent.parent
+def some_run(typed: Path | None = None) -> Path | str:
+    """A run below outputs/ that may have been meant: about or within what was typed, called like it, or the newest."""
+    there = sorted(Path("outputs").glob("*/**/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
+    runs = [path.parent.parent for path in there]
+    if typed is not None:
+        near = [run for run in runs if run in typed.parents or typed in run.parents]
+        near = near or [run for run in runs if run.name == typed.name]
+        names = difflib.get_close_matches(str(typed), [str(run) for run in runs], n=1, cutoff=0.8)
+        runs = near or [Path(name) for name in names] or runs
+    return runs[-1] if runs else "FOLDER"
 
 
 def reloaded(folder: Path, **changes: Any) -> Run:
@@ -66,7 +72,7 @@ def reloaded(folder: Path, **changes: Any) -> Run:
     from swinexp.train import pick_device
 
     if not (folder / "config.yaml").exists() or not candidates(folder / "checkpoints" / "last.pt"):
-        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={newest_run()}")
+        raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={some_run(folder)}")
     silent = OmegaConf.load(CONF / "wandb" / "disabled.yaml")  # a run of before may lack keys of that group
     run = typed(OmegaConf.merge(kept(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
     try:

@@ -102,11 +102,14 @@ def report(run: Run, out: str) -> None:
     from rich.table import Table
 
     from swinexp.data import load
+    from swinexp.data.options import ImageFolder
     from swinexp.train import as_the_network_sees
 
     need_matplotlib("contact sheet")
     path = picture_path(out)
-    dataset = load(run.data, True, run.trainer.limit_train)
+    folder = run.data.root if isinstance(run.data, ImageFolder) else None
+    tested = folder is None or Path(folder, "test").expanduser().is_dir()  # which training does not need
+    dataset = load(run.data, tested, run.trainer.limit_train)
     splits = {"train": dataset.train, "validation": dataset.val}
     if dataset.test is not None:
         splits["test"] = dataset.test

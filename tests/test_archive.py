@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from swinexp.archive import check_data, fill, reloaded, requested, weights
+from swinexp.archive import check_data, fill, reloaded, requested, some_run, weights
 from swinexp.mistake import Mistake
 from swinexp.train import build_model, prepare
 
@@ -100,3 +101,21 @@ def test_data_that_are_not_the_runs_are_refused(
         return
     with pytest.raises(Mistake, match=rf"^{finished}: {told}"):
         check_data(finished, dataset, "Train it again")
+
+
+def test_what_is_suggested_is_near_to_what_was_typed() -> None:
+    for age, name in enumerate(("runs/again1", "runs/x", "sweeps/s1/3", "sweeps/s1/8", "runs/newest")):
+        last = Path("outputs", name, "checkpoints", "last.pt")
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (age, age))
+    near = {
+        "outputs/runs/agin1": "runs/again1",
+        "again1": "runs/again1",
+        "outputs/runs/x/config.yaml": "runs/x",
+        "outputs/sweeps/s1": "sweeps/s1/8",
+        "elsewhere": "runs/newest",
+    }
+    for typed, meant in near.items():
+        assert some_run(Path(typed)) == Path("outputs", meant), typed
+    assert some_run() == Path("outputs/runs/newest")

@@ -37,6 +37,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ),
         ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, placement, cache. Type data=cifar10 data.root=images"),
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
+        ("trainer.limit_train=100", "trainer.batch_size=128: there are only 100 training images. Type trainer.batch_size=64"),
         ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
         ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),
         ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m 'optimizer.lr=range(1,3)'"),

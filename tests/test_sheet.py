@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
 from swinexp.sheet import draw_sheet, spread
 from swinexp.train import prepare
@@ -70,6 +71,13 @@ def test_the_command_prints_what_the_data_are(
         said = capsys.readouterr()
         assert said.err.startswith(f"swinexp: --out={typed}: {told}")
         assert said.out == ""
+    for name in ("a/x.png", "a/y.png", "b/x.png", "b/y.png"):  # and no folder test/
+        (tmp_path / "mine" / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "train" / name)
+    command("data=image_folder", "data.root=mine", "data.image_size=8", "augmentation.crop=0", "data.val_fraction=0.5")
+    head = capsys.readouterr().out
+    assert "validation" in head
+    assert "test" not in head
     with pytest.raises(SystemExit) as stop:
         command("augmentation=trival")
     assert stop.value.code == 2

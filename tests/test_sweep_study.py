@@ -413,6 +413,43 @@ def test_another_space_or_config_is_refused_with_the_difference() -> None:
         study.agree(asked(study, epochs=3, dim=16))
 
 
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_a_study_whose_trials_were_all_mistaken_begins_anew(storage: str) -> None:
+    def opened() -> Study:
+        return study_of(f"hydra.sweeper.storage={storage}", "hydra.sweeper.n_trials=2")
+
+    study = opened()
+    study.agree(asked(study, epochs=3))
+    for _ in range(2):
+        study.fail(study.claim(), "mistake", "trainer.batch_size=128: there are only 120 training images")
+    assert why(study) == ""
+    study.close()
+    study = opened()
+    study.agree(asked(study, epochs=4))  # mended
+    assert study.trials == []
+    study.fail(study.claim(), "bug", "broken")
+    study.fail(study.claim(), "mistake", "of some points alone")
+    study.close()
+    study = opened()
+    with pytest.raises(Mistake):
+        study.agree(asked(study, epochs=5))
+    assert states(study) == ["FAIL", "FAIL"]
+
+
+def test_another_config_with_which_nothing_is_trained_is_not_what_the_study_is() -> None:
+    study = study_of("hydra.sweeper.n_trials=1")
+    study.agree(asked(study, epochs=3))
+    run(study, 1.0)
+    done = study_of("hydra.sweeper.n_trials=1", "hydra.sweeper.allow_space_change=true")
+    done.agree(asked(done, epochs=4))
+    again = study_of("hydra.sweeper.n_trials=1")
+    again.agree(asked(again, epochs=3))
+    more = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.allow_space_change=true")
+    more.agree(asked(more, epochs=4))
+    with pytest.raises(Mistake):
+        again.agree(asked(again, epochs=3))
+
+
 def test_a_wider_space_goes_on_with_what_there_was() -> None:
     run(study_of(), 1.0, 0.5)
     wider = study_of("hydra.sweeper.allow_space_change=true", space=["x=interval(0,2)", "y=1,2"])

@@ -37,7 +37,7 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts, keys_of
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts, error, keys_of
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,8 @@ class Study:
 
     def _agree(self, asked: Mapping[str, Any]) -> None:
         with self.alone():
+            if self._barren():
+                self._begin_anew()
             known = self.optuna.user_attrs.get("asked")
             if known == asked:
                 return
@@ -141,7 +143,25 @@ class Study:
                     "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
                 )
             self._check_change()
-            self.optuna.set_user_attr("asked", dict(asked))
+            if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
+                self.optuna.set_user_attr("asked", dict(asked))
+
+    def _barren(self) -> bool:
+        """Whether no trial has begun to train: each was refused for a mistake."""
+        own = [trial for trial in self.trials if FROM not in trial.user_attrs]
+        return bool(own) and all(t.state == TrialState.FAIL and error(t)["kind"] == "mistake" for t in own)
+
+    def _begin_anew(self) -> None:
+        storage, directions = self.optuna._storage, self.optuna.directions
+        log.info("study %s begins anew: none of its trials could begin before", self.name)
+        optuna.delete_study(study_name=self.name, storage=storage)
+        self.optuna = optuna.create_study(
+            storage=storage,
+            study_name=self.name,
+            directions=directions,
+            pruner=self.optuna.pruner,
+            sampler=self.optuna.sampler,
+        )
 
     def _check_change(self) -> None:
         """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""

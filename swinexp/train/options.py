@@ -115,3 +115,15 @@ class Trainer:
         self.compile = self.compile.lower()  # true and false come as Python writes them
         one_of("trainer.compile", self.compile, COMPILE)
         one_of("trainer.on_nan", self.on_nan, ON_NAN)
+        if self.limit_train is not None:
+            self.check_images(self.limit_train)
+
+    def check_images(self, images: int) -> None:
+        """Raise `Mistake` unless so many training images are a batch."""
+        check(
+            self.batch_size <= images,
+            "trainer.batch_size",
+            self.batch_size,
+            f"there are only {images} training images",
+            f"trainer.batch_size={2 ** (max(1, images).bit_length() - 1)}",
+        )

@@ -53,14 +53,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     weights = None if pretrained is None else read(pretrained)  # before the data, which may take minutes
     kind = (run.data, run.test, run.trainer.limit_train, run.augmentation.normalise, device)
     dataset = _again("data", kind, lambda: _data(run, device))
-    images = len(dataset.train)
-    check(
-        run.trainer.batch_size <= images,
-        "trainer.batch_size",
-        run.trainer.batch_size,
-        f"there are only {images} training images",
-        f"trainer.batch_size={2 ** (images.bit_length() - 1)}",
-    )
+    run.trainer.check_images(len(dataset.train))
     parts = size() * run.trainer.accumulate
     check(
         run.trainer.batch_size >= parts,
@@ -91,7 +84,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         whole = sum(p.numel() for p in model.parameters())
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
     model = model.to(device)
-    if compiles(run.trainer, device, run.trainer.epochs * images):
+    if compiles(run.trainer, device, run.trainer.epochs * len(dataset.train)):
         network = (
             run.model,
             run.window,
