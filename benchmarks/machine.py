@@ -10,7 +10,8 @@ import torch
 
 def machine(device: torch.device, cpu: str | None = None) -> dict[str, str]:
     """The day, the chip and the versions. `cpu` is how a CPU is called, if not by torch's number of threads."""
-    chip = cpu or f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    chip = cpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return {
         "date": str(date.today()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else chip,

@@ -53,6 +53,7 @@ class Request:
             if path is not None:
                 there = Path(path).parent
                 check(there.is_dir(), key, path, f"there is no folder {there}", f"{key}=compare.{key}")
+                check(not Path(path).is_dir(), key, path, "is a folder", f"{key}={Path(path, f'compare.{key}')}")
 
 
 @dataclass(frozen=True)

@@ -136,16 +136,18 @@ def _base(groups: Sequence[Group], base: str | None) -> int:
         return 0
     wanted = {part.strip() for part in re.split(r",(?=\s*[\w./]+=)", base)}  # not within a list
     fitting = [index for index, group in enumerate(groups) if wanted <= {f"{k}={v}" for k, v in group.settings.items()}]
-    if len(fitting) != 1:
-        which = "no group is" if not fitting else f"{len(fitting)} groups are"
-        instead = groups[0].label.replace(" ", "")
-        raise Mistake(f"base={base}: {which} called so; there are {_some(groups)}. Type 'base={instead}'")
-    return fitting[0]
-
-
-def _some(groups: Sequence[Group]) -> str:
-    labels = "; ".join(group.label for group in groups[:4])
-    return labels if len(groups) <= 4 else f"{labels}; and {len(groups) - 4} more"
+    if len(fitting) == 1:
+        return fitting[0]
+    there = [groups[index] for index in fitting] or groups
+    settings, typed = there[0].settings, {part.partition("=")[0] for part in wanted}
+    values = {key: list(dict.fromkeys(group.settings[key] for group in there)) for key in settings}
+    if fitting:  # which then differ in another key
+        key = next(key for key in settings if key not in typed and len(values[key]) > 1)
+        which, instead = f"{len(fitting)} groups are called so", f"{base},{key}={settings[key]}"
+    else:
+        key = next((key for key in settings if key in typed), next(iter(settings)))
+        which, instead = "no group is called so", f"{key}={settings[key]}"
+    raise Mistake(f"base={base}: {which}; {key} is one of {', '.join(values[key])}. Type 'base={instead}'")
 
 
 def _compared(groups: Sequence[Group], base: int) -> list[Group]:
