@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,9 @@ def draw_confusion(confusion: Tensor, classes: list[str], title: str) -> Figure:
     bar.ax.set_yticklabels([f"{100 * share:.0f} %" for share in SHARES])
     images = int(confusion.sum())
     right = int(confusion.trace())
-    lines = [*textwrap.wrap(title, int(9 * (width + 2))), f"{right:,} of {images:,} images on the diagonal"]
+    spaced = title.replace(",", ",\0 ")  # the name of a run has commas, but no spaces to break a line at
+    lines = [re.sub("\0 ?", "", line) for line in textwrap.wrap(spaced, int(9 * (width + 2)))]
+    lines.append(f"{right:,} of {images:,} images on the diagonal")
     figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     return figure
 
@@ -82,7 +85,8 @@ def draw_attention(model: Swin, dataset: Dataset, split: Split, images: int, blo
     columns["rollout"] = shares * shares[0].numel()
     rows, width = len(chosen.labels), 1 + len(columns)
     figure = Figure(figsize=(1.7 * width, 1.95 * rows + 0.7), layout="constrained", dpi=110)
-    cells = figure.subplots(rows, width, squeeze=False)
+    grid = figure.subplots(rows + 1, width, height_ratios=[*[1] * rows, 0.06])
+    cells, bars = grid[:-1], grid[-1]  # a row of their own: what is taken off a column's height moves its images
     for row, (image, label) in enumerate(zip(chosen.images.cpu(), chosen.labels.tolist(), strict=True)):
         guess = int(probabilities[row].argmax())
         verdict = f"{dataset.classes[label]} → {dataset.classes[guess]} {100 * probabilities[row, guess]:.0f} %"
@@ -97,11 +101,11 @@ def draw_attention(model: Swin, dataset: Dataset, split: Split, images: int, blo
             drawn = cell.imshow(maps[row].numpy(), cmap="RdBu_r", alpha=0.65, norm=norm, extent=extent)
             if row == 0:
                 cell.set_title(name, fontsize=8)
-                drawn_over = cells[:, column].tolist()
-                bar = figure.colorbar(drawn, ax=drawn_over, location="bottom", fraction=0.03, pad=0.01, aspect=14)
+                bar = figure.colorbar(drawn, cax=bars[column], orientation="horizontal")
                 bar.set_ticks([0, 0.5, 1, most], labels=["0", "½", "1", f"{most:.3g}"], fontsize=6)
     for cell in cells.flat:
         cell.set(xticks=[], yticks=[])
+    bars[0].set_axis_off()
     figure.suptitle(
         "label → prediction; how much a token is attended to: red above the even share of 1, blue below", fontsize=9
     )

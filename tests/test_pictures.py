@@ -37,6 +37,25 @@ def test_colours_are_shares_of_the_label() -> None:
     assert len(figure.get_suptitle().splitlines()) > 2
 
 
+def test_the_name_of_a_run_is_broken_at_its_commas() -> None:
+    title = "quickstart,optimizer.lr=0.00391900035683,optimizer.weight_decay=0.00484361248574, val, checkpoint last"
+    figure = draw_confusion(torch.eye(10), list("0123456789"), title)
+    assert figure.get_suptitle().splitlines()[:-1] == [
+        "quickstart,optimizer.lr=0.00391900035683,",
+        "optimizer.weight_decay=0.00484361248574, val,",
+        "checkpoint last",
+    ]
+
+
+def test_an_image_stands_beside_its_maps() -> None:
+    model, dataset = prepare(small_run())
+    figure = draw_attention(model.eval(), dataset, dataset.val, 2, "last")
+    figure.draw_without_rendering()
+    cells = [axes.get_position() for axes in figure.axes if axes.images]
+    for row in (cells[:4], cells[4:]):
+        assert [(cell.y0, cell.y1) for cell in row] == [pytest.approx((row[0].y0, row[0].y1))] * 4
+
+
 def test_the_even_share_is_the_middle_of_the_scale() -> None:
     model, dataset = prepare(small_run())
     figure = draw_attention(model.eval(), dataset, dataset.val, 2, "last")

@@ -569,6 +569,19 @@ def test_the_board_tells_of_forbidden_trials_and_of_what_was_begun(capsys: pytes
     ]
 
 
+def test_the_board_begins_with_what_was_done_and_taken_over(capsys: pytest.CaptureFixture[str]) -> None:
+    old = study_of(folder=Path("old"))
+    run(old, 0.25, 0.0)
+    learn_from(old)
+    study = study_of("hydra.sweeper.warm_start=old")
+    study.fill()
+    run(study, 0.5, 0.125, 0.75)
+    with Board(study, ["value"]):
+        pass
+    line = "study sweep: 20 trials, beside 2 of old (numbers 0–1), 3 trials done before (best 0.125, trial 3); in sweep"
+    assert capsys.readouterr().out == f"{line}\n"
+
+
 def test_a_warm_start_that_cannot_be_is_told() -> None:
     with pytest.raises(Mistake, match=r"warm_start=nowhere: no sweep's folder. Type one that has a study.json"):
         study_of("hydra.sweeper.warm_start=nowhere").fill()

@@ -285,6 +285,20 @@ def test_what_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").exists()
 
 
+def test_the_legend_of_curves_covers_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    track.draw_curves([{"epoch": epoch, **row()} for epoch in (1, 2)], tmp_path / "curves.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    losses = figure.axes[0]
+    legend = losses.get_legend()
+    assert legend is not None
+    assert not legend.get_window_extent().overlaps(losses.get_window_extent())
+
+
 def test_without_matplotlib_only_the_picture_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

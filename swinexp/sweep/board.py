@@ -38,9 +38,16 @@ class Board:
         self.before = study.finished(study.trials)
 
     def __enter__(self) -> Board:
-        where = os.path.relpath(self.study.folder)
-        more = f", {self.before} trials done before" if self.before else ""
-        begun = sum(not t.state.is_finished() and WORKER in t.user_attrs for t in self.study.trials)
+        where, trials = os.path.relpath(self.study.folder), self.study.trials
+        more = ""
+        if taken := [trial for trial in trials if FROM in trial.user_attrs]:
+            numbers = f"numbers {taken[0].number}–{taken[-1].number}"
+            more += f", beside {len(taken)} of {taken[0].user_attrs[FROM]} ({numbers})"
+        if self.before:
+            more += f", {self.before} trials done before"
+            leader = self._leader(trials)
+            more += f" (best {shown_values(leader)}, trial {leader.number})" if leader is not None else ""
+        begun = sum(not t.state.is_finished() and WORKER in t.user_attrs for t in trials)
         more += f", {begun} begun and not finished" if begun else ""
         self._say(f"study {self.study.name}: {self.study.wanted} trials{more}; in {where}")
         if self.console.is_terminal:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp import CONF
@@ -25,13 +27,15 @@ from swinexp.folder import remove_unfinished, write_atomically, write_text
 from swinexp.mistake import first_line
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
-from swinexp.sweep.ranking import Leader, leaders, number
+from swinexp.sweep.ranking import Leader, leaders, number, on_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, WHEN, by_key, epochs, error, keys_of
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
+
+Spread = tuple[list[str], dict[int, list[float]]]  # columns, and for each trial of several seeds its figures in them
 
 
 def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> list[str]:
@@ -43,26 +47,44 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     for place in (study.folder, study.folder / "plots"):
         remove_unfinished(place, seconds=600)  # other commands may be writing theirs
     files = ["results.csv"]
-    _write_csv(study, trials, objectives)
     best = leaders(study, top)
+    spread = _spread(trials, objectives, best)
+    _write_csv(study, trials, objectives, spread)
     if best and _write_best(study, best[0]):
         files.append("best.yaml")
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         from optuna import visualization
 
         plots = _plots(study, objectives)
-        _write_html(study, trials, objectives, best, _drawn(visualization, plots))
+        _write_html(study, trials, objectives, best, spread, plots, _drawn(visualization, plots))
         files.append("report.html")
         if _write_pngs(study, plots, objectives):
             files.append("plots/*.png")
     return files
 
 
-def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> None:
+def _spread(trials: Sequence[FrozenTrial], objectives: Sequence[str], best: Sequence[Leader]) -> Spread:
+    """How many seeds, then the mean and standard deviation of each objective; no columns where all have one seed."""
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    known = {trial.number: Leader(trial, on_seeds(trial)) for trial in complete}
+    known |= {leader.trial.number: leader for leader in best}  # with the further seeds
+    several = {trial: leader for trial, leader in known.items() if len(leader.figures) > 1}
+    if not several:
+        return [], {}
+    heads = ["seeds", *(f"{name} {what}" for name in objectives for what in ("mean", "std"))]
+    figures = {}
+    for trial, leader in several.items():
+        pairs = zip(leader.means, map(statistics.stdev, zip(*leader.figures, strict=True)), strict=True)
+        figures[trial] = [len(leader.figures), *(figure for pair in pairs for figure in pair)]
+    return heads, figures
+
+
+def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], spread: Spread) -> None:
     keys = keys_of(trials)
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error"])
+    more, figures = spread
+    writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error", *more])
     for trial in trials:
         values = trial.values or [""] * len(objectives)
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
@@ -80,6 +102,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
                 folder if folder.is_dir() else "",
                 trial.user_attrs.get("wandb", ""),
                 error(trial)["line"] if ERROR in trial.user_attrs else trial.user_attrs.get(FORBIDDEN, ""),
+                *figures.get(trial.number, [""] * len(more)),
             ]
         )
     write_text(study.folder / "results.csv", rows.getvalue())
@@ -141,12 +164,17 @@ def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optu
 
 
 def of_one(study: optuna.Study, index: int) -> optuna.Study:
-    """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized."""
+    """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized.
+
+    The others are there as failed ones, which are not drawn, for numbers are given in turn.
+    """
     one = optuna.create_study(direction=study.directions[index])
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        own = optuna.trial.create_trial(
-            params=trial.params, distributions=trial.distributions, value=trial.values[index], state=trial.state
-        )
+    for trial in study.get_trials(deepcopy=False):
+        own = optuna.trial.create_trial(state=TrialState.FAIL)
+        if trial.state == TrialState.COMPLETE:
+            own = optuna.trial.create_trial(
+                params=trial.params, distributions=trial.distributions, value=trial.values[index], state=trial.state
+            )
         one.add_trial(own)
     return one
 
@@ -169,6 +197,8 @@ def _write_html(
     trials: Sequence[FrozenTrial],
     objectives: Sequence[str],
     best: Sequence[Leader],
+    spread: Spread,
+    plots: Mapping[str, tuple[str, optuna.Study, Any]],
     pictures: dict[str, Any],
 ) -> None:
     from plotly.offline import get_plotlyjs
@@ -187,8 +217,7 @@ def _write_html(
         sections.append(f"<pre>{say(again(study.folder, own))}</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
-        if title == "Curves":
-            figure.update_layout(showlegend=False, yaxis_title=objectives[0], xaxis_title="epoch")
+        _mend_html(figure, title, plots[title][1], objectives)
         sections.append(f"<h2>{say(title)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=False))
     ways = ", ".join(
         f"{way.name.lower()} {name}" for name, way in zip(objectives, study.optuna.directions, strict=True)
@@ -197,26 +226,110 @@ def _write_html(
     varied = "\n".join(f"{key}: {value}" for key, value in study.space.described().items())
     note = f"{ways} · {shown_tally(trials)} · {spent_on}"
     sections += [
-        "<h2>Trials</h2>" + _table(study, trials, objectives, {each.trial.number for each in best}),
+        "<h2>Trials</h2>" + _table(study, trials, objectives, spread, {each.trial.number for each in best}),
         f"<h2>What was varied</h2><pre>{say(varied)}</pre>",
     ]
     whole = page(study.name, note, sections, f"<script>{get_plotlyjs()}</script>")
     write_text(study.folder / "report.html", whole)
 
 
-def _table(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], leaders: set[int]) -> str:
+def _mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
+    """Whole numbers for trials and epochs, choices as they are typed, and names in full, which Optuna does not have."""
+
+    def whole(numbers: Sequence[int]) -> int | None:
+        return 1 if max(numbers) - min(numbers) <= 10 else None  # of more, plotly names no halves
+
+    trials = study.get_trials(deepcopy=False)
+    if title == "Curves":
+        epochs = [epoch for trial in trials for epoch in trial.intermediate_values]
+        figure.update_layout(showlegend=False, yaxis_title=objectives[0], xaxis_title="epoch")
+        figure.update_xaxes(dtick=whole(epochs))
+    elif title == "History":
+        figure.update_xaxes(dtick=whole([trial.number for trial in trials]))
+    elif title == "Slices":
+        numbers = _numbers(study)
+        scale = {"cmin": min(numbers), "cmax": max(numbers), "colorbar": {"dtick": whole(numbers)}}
+        figure.update_traces(marker=scale)  # one for all
+        known = _choices(study)
+        for axis in figure.select_xaxes():
+            if choices := known.get(axis.title.text):
+                axis.update(tickvals=[*choices], ticktext=[*choices.values()])
+    elif title.startswith("Parallel"):
+        names = [name.replace(WHEN, f"<br>{WHEN.lstrip()}") for name in _names(study)]
+        figure.update_xaxes(ticktext=[figure.layout.xaxis.ticktext[0], *names], automargin=True)
+        figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
+
+
+def _mend_png(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
+    """The same for one of matplotlib's."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    first, last = figure.axes[0], figure.axes[-1]
+    if title == "Curves":
+        first.set(ylabel=objectives[0], xlabel="epoch", title="")
+        if (legend := first.get_legend()) is not None:
+            legend.remove()
+    if title in ("Curves", "History"):
+        first.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif title == "Slices":
+        numbers, known = _numbers(study), _choices(study)
+        for part in figure.axes:
+            for dots in part.collections:
+                dots.set_clim(min(numbers), max(numbers))  # one scale for all
+            if choices := known.get(part.get_xlabel()):
+                shown = [choices[label.get_text()] for label in part.get_xticklabels()]
+                part.set_xticks(part.get_xticks(), shown, rotation=90 if sum(map(len, shown)) > 12 else 0)
+        last.yaxis.set_major_locator(MaxNLocator(integer=True))  # the colour bar's
+    elif title.startswith("Parallel"):
+        names = [first.get_xticklabels()[0].get_text(), *_names(study)]
+        figure.set_size_inches(1.5 * len(names) + 2, 4.8)
+        first.set_xticks(first.get_xticks(), names, rotation=330, ha="left", rotation_mode="anchor")
+        for part in figure.axes:
+            part.grid(False)
+        for part in figure.axes[1:]:
+            for label in part.get_yticklabels(which="both") if part is not last else []:
+                label.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
+    for part in figure.axes:
+        part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
+        part.set_xlabel(part.get_xlabel().replace(WHEN, f"\n{WHEN.lstrip()}"))
+
+
+def _numbers(study: optuna.Study) -> list[int]:
+    return [trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])]
+
+
+def _names(study: optuna.Study) -> list[str]:
+    """A study's parameters in the order of Optuna's pictures."""
+    return sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
+
+
+def _choices(study: optuna.Study) -> dict[str, dict[str, str]]:
+    """{parameter: {a choice as Optuna shows it: as one types it}}."""
+    return {
+        name: {repr(choice): text(choice) for choice in distribution.choices}
+        for trial in study.get_trials(deepcopy=False)
+        for name, distribution in trial.distributions.items()
+        if isinstance(distribution, CategoricalDistribution)
+    }
+
+
+def _table(
+    study: Study, trials: Sequence[FrozenTrial], objectives: Sequence[str], spread: Spread, leaders: set[int]
+) -> str:
     keys = keys_of(trials)
     say = html.escape
-    heads = ["trial", "state", *objectives, *keys, "epochs", "seconds", "run"]
+    more, figures = spread
+    heads = ["trial", "state", *objectives, *more, *keys, "epochs", "seconds", "run"]
     rows: list[tuple[str, list[str]]] = []
     for trial in trials:
         folder = trial_folder(study.folder, trial.number, study.options.seeds)
         link = os.path.relpath(folder, study.folder)
         values = [f"{value:.6g}" for value in trial.values or [None] * 0] or [""] * len(objectives)
+        seeds = [f"{figure:.4g}" for figure in figures.get(trial.number, [])] or [""] * len(more)
         point = by_key(trial.params)
         params = [_number(point[key]) if key in point else "" for key in keys]
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
-        cells = [str(trial.number), state(trial), *values, *params, str(epochs([trial])), seconds]
+        cells = [str(trial.number), state(trial), *values, *seeds, *params, str(epochs([trial])), seconds]
         run = f'<a href="{say(link)}/">{say(link)}</a>' if folder.is_dir() else ""
         if ERROR in trial.user_attrs:
             run += f" {say(error(trial)['kind'])}: {say(error(trial)['line'])}"
@@ -240,19 +353,12 @@ def _write_pngs(
     matplotlib.use("Agg")
     logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # it wonders about choices that are numbers
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as library
 
     written = []
     for title, axes in _drawn(library, plots).items():
         figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
-        if title == "Curves":
-            figure.axes[0].set(ylabel=objectives[0], xlabel="epoch", title="")
-            if (legend := figure.axes[0].get_legend()) is not None:
-                legend.remove()
-        for part in figure.axes:
-            part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
-            part.set_xlabel(part.get_xlabel().replace(WHEN, f"\n{WHEN.lstrip()}"))
+        _mend_png(figure, title, plots[title][1], objectives)
         name = "_".join(re.findall(r"[a-z]+", title.partition(" (")[0].lower()))
         path = study.folder / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)

@@ -61,7 +61,10 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     )
     losses.plot(epochs, numbers("val/loss"), label="validation", marker=marker)
     losses.set(xlabel="epoch", ylabel="loss")
-    losses.legend()
+    # Above the curves: within, it would cover one.
+    losses.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8, handlelength=1.2, columnspacing=1
+    )
     values = [100 * value for value in numbers("val/accuracy")]
     accuracy.plot(epochs, values, color="C1", marker=marker)
     accuracy.set(xlabel="epoch", ylabel="validation accuracy, %", title=f"last epoch {values[-1]:.2f} %")
