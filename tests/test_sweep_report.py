@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from swinexp.sweep import report
+from swinexp.sweep import plots, report
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import WHEN
 from tests.sweeping import study_of
@@ -61,7 +61,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def keep(path: Path, write: partial[Any]) -> None:
         found[path.stem] = getattr(write.func, "__self__")  # noqa: B009
 
-    monkeypatch.setattr(report, "write_atomically", keep)
+    monkeypatch.setattr(plots, "write_atomically", keep)
     monkeypatch.setattr(Figure, "to_html", lambda figure, **_: of_plotly.append(figure) or "")
     report.write_report(study, None, ["val/loss"])
     heads = re.findall("<h2>(.*?)</h2>", body(study))
@@ -128,7 +128,7 @@ def heads_of(study: Study) -> list[str]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing: Callable[..., dict[str, Any]] = lambda *_: {}  # noqa: E731
-    monkeypatch.setattr(report, "_plots", nothing)
+    monkeypatch.setattr(report, "plots_of", nothing)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -17,8 +17,9 @@ from swinexp.dashboard.panels import curves, library, only_of, outcome
 from swinexp.dashboard.subject import Subject, Sweep
 from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
+from swinexp.sweep.plots import of_one
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
-from swinexp.sweep.report import again, of_one
+from swinexp.sweep.report import again
 from swinexp.sweep.space import text
 from swinexp.sweep.trials import by_key, epochs, keys_of
 from swinexp.sweep.worker import trial_folder

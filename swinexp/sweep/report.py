@@ -8,29 +8,24 @@ import io
 import json
 import logging
 import os
-import re
 import shlex
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp import CONF
-from swinexp.folder import remove_unfinished, write_atomically, write_text
-from swinexp.mistake import first_line
+from swinexp.folder import remove_unfinished, write_text
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
+from swinexp.sweep.plots import Plot, drawn, mend_html, plots_of, write_pngs
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, WHEN, by_key, epochs, error, keys_of
+from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, by_key, epochs, error, keys_of
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -55,10 +50,10 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         from optuna import visualization
 
-        plots = _plots(study, objectives)
-        _write_html(study, trials, objectives, best, spread, plots, _drawn(visualization, plots))
+        plots = plots_of(study, objectives)
+        _write_html(study, trials, objectives, best, spread, plots, drawn(visualization, plots))
         files.append("report.html")
-        if _write_pngs(study, plots, objectives):
+        if write_pngs(study, plots, objectives):
             files.append("plots/*.png")
     return files
 
@@ -142,63 +137,13 @@ def again(folder: Path, best: Path) -> str:
     return f"OMP_NUM_THREADS={threads} {command}" if threads else command
 
 
-def _plots(study: Study, objectives: Sequence[str]) -> dict[str, tuple[str, optuna.Study, Any]]:
-    """{title: (the name of Optuna's function, a study, further arguments)}, as far as there are enough trials."""
-    whole = study.optuna
-    complete = whole.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    wanted: dict[str, tuple[str, optuna.Study, Any]] = {}
-    if len(objectives) in (2, 3):
-        wanted["Pareto front"] = ("plot_pareto_front", whole, {"target_names": list(objectives)})
-    elif len(objectives) == 1:
-        wanted["History"] = ("plot_optimization_history", whole, {"target_name": objectives[0]})
-        if any(trial.intermediate_values for trial in whole.get_trials(deepcopy=False)):
-            wanted["Curves"] = ("plot_intermediate_values", whole, {})
-    for index, objective in enumerate(objectives if len(complete) > 1 else []):
-        of = f" for {objective}" if len(objectives) > 1 else ""
-        one, name = of_one(whole, index), {"target_name": objective}
-        wanted[f"Importance{of} ({len(complete)} complete trials)"] = ("plot_param_importances", one, name)
-        if not of:
-            wanted["Slices"] = ("plot_slice", one, name)
-        wanted[f"Parallel coordinates{of}"] = ("plot_parallel_coordinate", one, name)
-    return wanted
-
-
-def of_one(study: optuna.Study, index: int) -> optuna.Study:
-    """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized.
-
-    The others are there as failed ones, which are not drawn, for numbers are given in turn.
-    """
-    one = optuna.create_study(direction=study.directions[index])
-    for trial in study.get_trials(deepcopy=False):
-        own = optuna.trial.create_trial(state=TrialState.FAIL)
-        if trial.state == TrialState.COMPLETE:
-            own = optuna.trial.create_trial(
-                params=trial.params, distributions=trial.distributions, value=trial.values[index], state=trial.state
-            )
-        one.add_trial(own)
-    return one
-
-
-def _drawn(library: Any, plots: Mapping[str, tuple[str, optuna.Study, Any]]) -> dict[str, Any]:
-    """{title: what one of Optuna's two libraries of plots draws}."""
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for title, (function, study, arguments) in plots.items():
-            try:
-                found[title] = getattr(library, function)(study, **arguments)
-            except Exception as problem:  # too few trials, or all the same
-                log.info("no picture '%s': %s", title, first_line(problem))
-    return found
-
-
 def _write_html(
     study: Study,
     trials: Sequence[FrozenTrial],
     objectives: Sequence[str],
     best: Sequence[Leader],
     spread: Spread,
-    plots: Mapping[str, tuple[str, optuna.Study, Any]],
+    plots: Mapping[str, Plot],
     pictures: dict[str, Any],
 ) -> None:
     from plotly.offline import get_plotlyjs
@@ -217,7 +162,7 @@ def _write_html(
         sections.append(f"<pre>{say(again(study.folder, own))}</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
-        _mend_html(figure, title, plots[title][1], objectives)
+        mend_html(figure, title, plots[title][1], objectives)
         sections.append(f"<h2>{say(title)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=False))
     ways = ", ".join(
         f"{way.name.lower()} {name}" for name, way in zip(objectives, study.optuna.directions, strict=True)
@@ -231,86 +176,6 @@ def _write_html(
     ]
     whole = page(study.name, note, sections, f"<script>{get_plotlyjs()}</script>")
     write_text(study.folder / "report.html", whole)
-
-
-def _mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
-    """Whole numbers for trials and epochs, choices as they are typed, and names in full, which Optuna does not have."""
-
-    def whole(numbers: Sequence[int]) -> int | None:
-        return 1 if max(numbers) - min(numbers) <= 10 else None  # of more, plotly names no halves
-
-    trials = study.get_trials(deepcopy=False)
-    if title == "Curves":
-        epochs = [epoch for trial in trials for epoch in trial.intermediate_values]
-        figure.update_layout(showlegend=False, yaxis_title=objectives[0], xaxis_title="epoch")
-        figure.update_xaxes(dtick=whole(epochs))
-    elif title == "History":
-        figure.update_xaxes(dtick=whole([trial.number for trial in trials]))
-    elif title == "Slices":
-        numbers = _numbers(study)
-        scale = {"cmin": min(numbers), "cmax": max(numbers), "colorbar": {"dtick": whole(numbers)}}
-        figure.update_traces(marker=scale)  # one for all
-        known = _choices(study)
-        for axis in figure.select_xaxes():
-            if choices := known.get(axis.title.text):
-                axis.update(tickvals=[*choices], ticktext=[*choices.values()])
-    elif title.startswith("Parallel"):
-        names = [name.replace(WHEN, f"<br>{WHEN.lstrip()}") for name in _names(study)]
-        figure.update_xaxes(ticktext=[figure.layout.xaxis.ticktext[0], *names], automargin=True)
-        figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
-
-
-def _mend_png(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
-    """The same for one of matplotlib's."""
-    from matplotlib.ticker import MaxNLocator, NullFormatter
-
-    first, last = figure.axes[0], figure.axes[-1]
-    if title == "Curves":
-        first.set(ylabel=objectives[0], xlabel="epoch", title="")
-        if (legend := first.get_legend()) is not None:
-            legend.remove()
-    if title in ("Curves", "History"):
-        first.xaxis.set_major_locator(MaxNLocator(integer=True))
-    elif title == "Slices":
-        numbers, known = _numbers(study), _choices(study)
-        for part in figure.axes:
-            for dots in part.collections:
-                dots.set_clim(min(numbers), max(numbers))  # one scale for all
-            if choices := known.get(part.get_xlabel()):
-                shown = [choices[label.get_text()] for label in part.get_xticklabels()]
-                part.set_xticks(part.get_xticks(), shown, rotation=90 if sum(map(len, shown)) > 12 else 0)
-        last.yaxis.set_major_locator(MaxNLocator(integer=True))  # the colour bar's
-    elif title.startswith("Parallel"):
-        names = [first.get_xticklabels()[0].get_text(), *_names(study)]
-        figure.set_size_inches(1.5 * len(names) + 2, 4.8)
-        first.set_xticks(first.get_xticks(), names, rotation=330, ha="left", rotation_mode="anchor")
-        for part in figure.axes:
-            part.grid(False)
-        for part in figure.axes[1:]:
-            for label in part.get_yticklabels(which="both") if part is not last else []:
-                label.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
-    for part in figure.axes:
-        part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
-        part.set_xlabel(part.get_xlabel().replace(WHEN, f"\n{WHEN.lstrip()}"))
-
-
-def _numbers(study: optuna.Study) -> list[int]:
-    return [trial.number for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])]
-
-
-def _names(study: optuna.Study) -> list[str]:
-    """A study's parameters in the order of Optuna's pictures."""
-    return sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
-
-
-def _choices(study: optuna.Study) -> dict[str, dict[str, str]]:
-    """{parameter: {a choice as Optuna shows it: as one types it}}."""
-    return {
-        name: {repr(choice): text(choice) for choice in distribution.choices}
-        for trial in study.get_trials(deepcopy=False)
-        for name, distribution in trial.distributions.items()
-        if isinstance(distribution, CategoricalDistribution)
-    }
 
 
 def _table(
@@ -340,29 +205,3 @@ def _table(
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text(value)
-
-
-def _write_pngs(
-    study: Study, plots: Mapping[str, tuple[str, optuna.Study, Any]], objectives: Sequence[str]
-) -> list[Path]:
-    """The same pictures for slides and papers; matplotlib is an extra, and without it there are none."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # it wonders about choices that are numbers
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib as library
-
-    written = []
-    for title, axes in _drawn(library, plots).items():
-        figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
-        _mend_png(figure, title, plots[title][1], objectives)
-        name = "_".join(re.findall(r"[a-z]+", title.partition(" (")[0].lower()))
-        path = study.folder / "plots" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, partial(figure.savefig, format="png", dpi=120, bbox_inches="tight"))
-        written.append(path)
-        pyplot.close(figure)
-    return written
