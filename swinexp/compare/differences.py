@@ -16,7 +16,7 @@ import yaml
 from swinexp import CONF
 from swinexp.compare.runs import Found
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, closest, leaves, shown
+from swinexp.mistake import Mistake, closest, leaves, settings, shown
 
 # What decides no weight: the repetition itself, and what is read or returned in the end.
 REPEATED = "seed"
@@ -109,7 +109,7 @@ def _nearest(group: str, own: tuple[tuple[str, str], ...]) -> str:
 
 def _content(path: Path) -> dict[str, Any]:
     """The keys of an option's file, with those of the options that it is made from."""
-    content = yaml.safe_load(path.read_text()) or {}
+    content = settings(path)
     merged: dict[str, Any] = {}
     for base in content.pop("defaults", []):
         if isinstance(base, str) and base != "_self_":
@@ -173,8 +173,9 @@ def check_key(option: str, key: str, runs: Sequence[Found], typed: str | None = 
     if option == "metric":
         known = differing = sorted({key for run in runs for key, has in run.summary.items() if is_number(has)})
         told = f"they have {', '.join(key for key in known if '/' in key)}"
-    last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
-    best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
+    near = [*differing, *known]
+    last = [each for each in near if each.rpartition(".")[2] == key.rpartition(".")[2]]
+    best = closest(key, last) or next(iter(last), None) or closest(key, near) or next(iter(differing), "seed")
     whole = typed or key
     instead = shlex.quote(f"{option}={whole.replace(key, best, 1)}")
     raise Mistake(f"{option}={whole}: the runs have no such key; {told}. Type {instead}")
