@@ -227,10 +227,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         return _unreadable(error)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return _bad_group_value(arguments) or first_line(error)
-    within = _within(error)
+    within = None if "In 'storage/" in str(error) else _within(error)  # which is told as what it is
     cause = (error.__context__ if within else error.__cause__) if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        if within and within.parent.name != "storage" and isinstance(cause.parent_node, DictConfig):
+        if within and isinstance(cause.parent_node, DictConfig):
             return no_key_in(within, str(cause.full_key), [str(key) for key in cause.parent_node])
         return _no_key(str(cause.full_key), cause.parent_node, error, arguments)
     if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):

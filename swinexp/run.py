@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -220,7 +221,7 @@ def cli() -> None:
     for sweeper in (SwinexpOptuna, SwinexpBasic):
         Plugins.instance().register(sweeper)
     basic = f"{SwinexpBasic.__module__}.{SwinexpBasic.__name__}"  # in the place of Hydra's own
-    ConfigStore.instance().store("basic", {"_target_": basic, "max_batch_size": None, "params": None}, "hydra/sweeper")
+    ConfigStore.instance().store("basic", replace(BasicSweeperConf(), _target_=basic), "hydra/sweeper")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:  # the first process speaks for all
         sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]

@@ -167,7 +167,8 @@ def check_key(option: str, key: str, runs: Sequence[Found], typed: str | None = 
     """Raise `Mistake` unless any of the runs has something for a key; `typed` is what it was typed within."""
     if any(value(run, key) is not None or key in run.config for run in runs):
         return
-    known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
+    keys = {key for run in runs for key in (*run.config, *run.summary)} | {"state"}
+    known = sorted(keys | {key.partition(".")[0] for key in keys if _is_group(key.partition(".")[0])})
     differing = varied(runs)
     told = f"they differ in {', '.join(differing[:8])}" if differing else "they do not differ"
     if option == "metric":
