@@ -308,6 +308,15 @@ def test_a_multirun_with_a_misspelt_option_starts_no_job(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interval_in_a_plain_multirun_is_answered_with_the_search(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = refused(["-m", "optimizer.lr=interval(1e-4,1e-2)"], capsys, monkeypatch)
+    instead = "-m 'optimizer.lr=interval(1e-4,1e-2)' hydra/sweeper=swinexp_optuna"
+    assert line == f"hydra/sweeper=basic: an interval is a search's. Type {instead}"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_multirun_with_a_mistaken_job_starts_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
