@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.types import HydraContext
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
-from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown
+from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown, slip
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb
@@ -89,9 +89,21 @@ def typed(cfg: DictConfig) -> Run:
         run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
     except OmegaConfBaseException as error:
         value = leaves(OmegaConf.to_container(cfg, resolve=False)).get(str(error.full_key))
-        raise Mistake(explain(error, [f"{error.full_key}={shown(value)}"])) from error
+        raise Mistake(
+            _slip(str(error.full_key), schema) or explain(error, [f"{error.full_key}={shown(value)}"])
+        ) from error
     assert isinstance(run, Run)
     return run
+
+
+def _slip(full_key: str, schema: DictConfig) -> str | None:
+    """One line for a key that a file sets and that no run has."""
+    group, _, key = full_key.rpartition(".")
+    kinds = [Run if not group else get_type_hints(Run).get(group)]
+    if group in KINDS:
+        kinds = [OmegaConf.get_type(schema, group), *KINDS[group].values()]
+    names = [[each.name for each in fields(kind)] for kind in kinds if is_dataclass(kind)]
+    return None if not names or any(key in each for each in names) else slip(group, key, names[0])
 
 
 def of_job(config: DictConfig, context: HydraContext, overrides: Sequence[str], given: Sequence[str] = ()) -> Run:

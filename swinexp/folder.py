@@ -18,10 +18,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from swinexp.mistake import Mistake, check, leaves, one_line
+from swinexp.mistake import NAMED, Mistake, check, leaves, one_line
 
-# Groups whose option is the name of a whole run or sweep: the name stands for itself.
-NAMED = ("sweep", "experiment")
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +34,18 @@ from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
 from swinexp import CONF, SWEEPS, nothing_begun
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import TOLD, Ended, Mistake, check_flags, check_options, explain, first_line, interrupt, too_late
+from swinexp.mistake import (
+    TOLD,
+    Ended,
+    Mistake,
+    check_files,
+    check_flags,
+    check_options,
+    explain,
+    first_line,
+    interrupt,
+    too_late,
+)
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -53,7 +66,8 @@ OmegaConf.register_new_resolver(
 )
 OmegaConf.register_new_resolver("swinexp.folder_name", folder_name, replace=True)
 for _sweep in sorted(SWEEPS.glob("*.yaml")):
-    ConfigStore.instance().store(group="sweep", name=_sweep.stem, node=OmegaConf.load(_sweep), package="_global_")
+    with suppress(yaml.YAMLError, OSError):  # `check_files` tells it to who asks for this one
+        ConfigStore.instance().store(group="sweep", name=_sweep.stem, node=OmegaConf.load(_sweep), package="_global_")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -163,6 +177,7 @@ def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
 def compose(overrides: list[str]) -> DictConfig:
     """The config that a command composes, for commands that keep no folder."""
     check_options(overrides)
+    check_files(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         named = any(override.startswith("name=") for override in overrides)
         return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])
@@ -235,7 +250,7 @@ def cli() -> None:
     for sweeper in (SwinexpOptuna, SwinexpBasic):
         Plugins.instance().register(sweeper)
     basic = f"{SwinexpBasic.__module__}.{SwinexpBasic.__name__}"  # in the place of Hydra's own
-    ConfigStore.instance().store("basic", {"_target_": basic, "max_batch_size": None, "params": None}, "hydra/sweeper")
+    ConfigStore.instance().store("basic", replace(BasicSweeperConf(), _target_=basic), "hydra/sweeper")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:  # the first process speaks for all
         sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]
@@ -244,6 +259,7 @@ def cli() -> None:
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]), started():
         check_flags(sys.argv[1:], get_args_parser().parse_known_args(sys.argv[1:])[1])
+        check_files(sys.argv[1:])
         try:
             main()
         except Pruned:  # told to the process that started this one

@@ -435,6 +435,10 @@ def test_conditions_are_read_with_spaces_too() -> None:
             ["by=windw.size"],
             "by=windw.size: the runs have no such key; they differ in window.size. Type by=window.size",
         ),
+        (
+            ["by=augmentatoin"],
+            "by=augmentatoin: the runs have no such key; they differ in window.size. Type by=augmentation\n",
+        ),
         (["by=pach.size"], "by=pach.size: the runs have no such key; they differ in window.size. Type by=patch.size"),
         (["metric=val/acuracy"], "metric=val/acuracy: the runs have no such key; they have test/accuracy, "),
         (["metric=state"], "metric=state: is no number. Type metric=val/accuracy"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from swinexp import run
-from swinexp.mistake import explain
+from swinexp import CONF, SWEEPS, mistake, run
+from swinexp.mistake import check_files, explain
 from tests.conftest import SMALL, Command
 
 
@@ -52,6 +54,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("data.name=cifar10", "data.name=cifar10: an option is more than its name. Type data=cifar10"),
         ("name=../x", "name=../x: 1 to 120 characters without a slash, the first a letter or digit. Type name=ANOTHER_NAME"),
         ("window.size=5", "window.size=5: windows must tile the grid of every stage, here 8×8, 4×4 tokens; [1, 2, 4, 8] do. Type window.size=4"),
+        ("data.image_size=33", "patch.size=4: it does not divide the image of 33×33 pixels (data.image_size). Type data.image_size=32"),
+        ("patch.size=3", "patch.size=3: it does not divide the image of 32×32 pixels (data.image_size); [1, 2, 4, 8, 16] do, in a grid of 2 stages. Type patch.size=2, or data.image_size=30"),
+        ("optimizer.lr=intervall(0,1)", "optimizer.lr=intervall(0,1): what is searched is interval(a,b), range(a,b,step), tag(log,interval(a,b)) or a,b,c. Type 'optimizer.lr=interval(0,1)'"),
+        (
+            "hydra.sweeper.constraints=[params<=1e6]",
+            "hydra.sweeper.constraints=[params<=1e6]: FIGURE <= NUMBER or FIGURE >= NUMBER in quotes, with one of parameters, flops, activations. Type 'hydra.sweeper.constraints=[\"parameters <= 1e6\"]'",
+        ),
         ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=FOLDER"),
     ],
 )  # fmt: skip
@@ -102,6 +111,11 @@ def test_the_whole_line(
         ("trainer.precision=BF16", "trainer.precision=bf16"),
         ("wandb=none", "wandb=disabled"),
         ("hydra.sweeper.n_trial=3", "sweep=NAME hydra.sweeper.n_trials=3"),
+        ("optimizer.lr=tag(log,interval(1e-4))", "'optimizer.lr=tag(log,interval(1e-4,HIGH))'"),
+        ("optimizer.lr=tga(log,interval(1e-4,1e-2))", "'optimizer.lr=tag(log,interval(1e-4,1e-2))'"),
+        ("optimizer.lr=loguniform(1e-4,1e-2)", "'optimizer.lr=tag(log,interval(1e-4,1e-2))'"),
+        ("augmentation.jitter=0.4", "for example augmentation.jitter=[0.4,0.4,0.4,0.1]"),
+        ("augmentation.jitter=[a,b]", "for example augmentation.jitter=[0.4,0.4,0.4,0.1]"),
     ],
 )
 def test_did_you_mean(
@@ -110,9 +124,131 @@ def test_did_you_mean(
     assert refused([argument], capsys, monkeypatch).endswith(f". Type {instead}")
 
 
+@pytest.mark.parametrize("argument", ["++trainer.foo=1", "images=4"])
+def test_what_is_like_nothing_is_to_be_removed(
+    argument: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = argument.lstrip("+").partition("=")[0]
+    assert refused([argument], capsys, monkeypatch).endswith(f". Remove {key}")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with conf/ and sweeps/ of the user's own."""
+    place = tmp_path / "own"
+    shutil.copytree(CONF, place / "conf")
+    (place / "sweeps").mkdir()
+    monkeypatch.setattr(mistake, "CONF", place / "conf")
+    monkeypatch.setattr(mistake, "SWEEPS", place / "sweeps")
+    return place
+
+
+INDENTED = "Write KEY: VALUE, indented with spaces as the lines beside it"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "line"),
+    [
+        ("model", "dim: 16\n  heads: [1,2]\n", f"model/own.yaml, line 2: not YAML (mapping values are not allowed here). {INDENTED}"),
+        ("model", "heads: [1,2\ndim: 16\n", f"model/own.yaml, line 1: not YAML (expected ',' or ']', but got ':'). {INDENTED}"),
+        ("model", "dim: 16\ndim: 17\n", "model/own.yaml, line 2: not YAML (found duplicate key dim). Write it once"),
+        ("model", "dim: 16\nhead: [1,2]\n", "model/own.yaml: head: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write heads there"),
+        (
+            "model",
+            "dim:16\n",
+            "model/own.yaml: dim:16: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write KEY: VALUE, with a space behind the colon",
+        ),
+        ("optimizer", "defaults: [sgd, _self_]\nmomentm: 1\n", "optimizer/own.yaml: momentm: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, momentum, nesterov. Write momentum there"),
+        (
+            "augmentation",
+            "defaults: [bsaic, _self_]\n",
+            "augmentation/own.yaml: bsaic: no such option; there are auto, basic, digits, none, rand, reference, speedrun, strong, trivial. Write - basic in its defaults",
+        ),
+        (
+            "experiment",
+            "# @package _global_\ndefaults: [{override /model: tiny}]\nmodel:\n  hed: 1\n",
+            "experiment/own.yaml: hed: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write heads there",
+        ),
+        ("experiment", "defaults: [{model: tiny}]\n", "experiment/own.yaml: model: tiny: the option of another group is overridden. Write - override /model: tiny in its defaults"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_file_of_conf_is_told_with_the_file(
+    option: str, content: str, line: str, own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "conf" / option / "own.yaml").write_text(content)
+    assert refused([f"--config-dir={own / 'conf'}", f"{option}=own"], capsys, monkeypatch) == f"conf/{line}"
+
+
+OURS = "override /hydra/sweeper: swinexp_optuna"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "hydra", "line"),
+    [
+        (f"[{{{OURS}}}]", "{sweeper: {n_trials: 2}}", "it does not say that it is several runs, and would be one. Write mode: MULTIRUN below its hydra:, or type hydra.mode=RUN"),
+        ("[]", "{mode: MULTIRUN, sweeper: {n_trials: 2}}", f"hydra.sweeper.n_trials is a search's, and this is none. Write - {OURS} in its defaults"),
+        ("[]", "{mode: MULTIRUN, sweeper: {params: {seed: 'interval(0,1)'}}}", f"seed: interval(0,1) is a search's, and this is none. Write - {OURS} in its defaults"),
+        ("[{override /hydra/sweeper/sampler: grid}]", "{mode: MULTIRUN}", f"hydra/sweeper/sampler is a search's, and this is none. Write - {OURS} in its defaults"),
+        (f"[{{model: micro}}, {{{OURS}}}]", "{mode: MULTIRUN}", "model: micro: the option of another group is overridden. Write - override /model: micro in its defaults"),
+    ],
+)  # fmt: skip
+def test_a_sweeps_file_that_lacks_a_line_is_told_which(
+    defaults: str, hydra: str, line: str, own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "sweeps" / "own.yaml").write_text(f"defaults: {defaults}\nhydra: {hydra}\n")
+    assert refused(["sweep=own"], capsys, monkeypatch) == f"sweeps/own.yaml: {line}"
+
+
+def test_a_misspelt_key_of_a_sweeps_file_is_told(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"defaults: [{{{OURS}}}]\nhydra: {{mode: MULTIRUN, sweeper: {{n_trial: 2}}}}\n"
+    (own / "sweeps" / "own.yaml").write_text(text)
+    line = refused(["sweep=own"], capsys, monkeypatch)
+    assert line.startswith("sweeps/own.yaml: n_trial: no such key; hydra.sweeper has params, conditional, ")
+    assert line.endswith(". Write n_trials there")
+
+
+def test_files_of_sweeps_are_whole() -> None:
+    for path in SWEEPS.glob("*.yaml"):
+        check_files([f"sweep={path.stem}"])
+    check_files(["sweep=nowhere", "model=nano"])
+
+
+def test_a_broken_file_of_sweeps_stops_its_own_sweep_alone(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "sweeps" / "own.yaml").write_text("hydra:\n\tmode: MULTIRUN\n")
+    assert refused(["sweep=own"], capsys, monkeypatch).startswith(
+        "sweeps/own.yaml, line 2: not YAML (found character '\\t'"
+    )
+    start = "import pathlib, swinexp; swinexp.SWEEPS = pathlib.Path('own/sweeps'); import swinexp.run"
+    subprocess.run([sys.executable, "-c", start], check=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [("hydra.run.dir", []), ("hydra.sweep.dir", ["sweep=quickstart"]), ("hydra.sweep.dir", ["-m"])],
+)
+def test_a_folder_that_cannot_be_made_is_told(
+    key: str,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    for place, reason in (("file", "it is a file"), ("file/x", "Not a directory")):
+        line = refused([*arguments, f"{key}={place}"], capsys, monkeypatch)
+        assert line == f"{key}={place}: cannot be written ({reason}). Type {key}=FOLDER, one that can be"
+
+
 @pytest.mark.parametrize(
     ("argument", "instead"),
     [
+        ("hydra.sweeper.constraints=['params<1e6']", "'hydra.sweeper.constraints=[\"parameters <= 1e6\"]'"),
+        ("hydra.sweeper.constraints=[few]", "'hydra.sweeper.constraints=[\"parameters <= 7.05e6\"]'"),
+        ("hydra.sweeper.params=optimizer.lr", "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"),
         ("hydra.sweeper.direction=max", "hydra.sweeper.direction=maximize"),
         ("hydra.sweeper.sampler=random", "hydra/sweeper/sampler=random"),
         ("hydra.sweeper.study_name=a/b", "hydra.sweeper.study_name=ANOTHER_NAME"),
@@ -170,6 +306,15 @@ def test_a_multirun_with_a_misspelt_option_starts_no_job(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert refused(["-m", "model=nano,tinny"], capsys, monkeypatch).endswith("Type model=tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interval_in_a_plain_multirun_is_answered_with_the_search(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = refused(["-m", "optimizer.lr=interval(1e-4,1e-2)"], capsys, monkeypatch)
+    instead = "-m 'optimizer.lr=interval(1e-4,1e-2)' hydra/sweeper=swinexp_optuna"
+    assert line == f"hydra/sweeper=basic: an interval is a search's. Type {instead}"
     assert list(tmp_path.iterdir()) == []
 
 

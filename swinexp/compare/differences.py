@@ -16,7 +16,7 @@ import yaml
 from swinexp import CONF
 from swinexp.compare.runs import Found
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, closest, leaves, shown
+from swinexp.mistake import Mistake, closest, leaves, settings, shown
 
 # What decides no weight: the repetition itself, and what is read or returned in the end.
 REPEATED = "seed"
@@ -109,7 +109,7 @@ def _nearest(group: str, own: tuple[tuple[str, str], ...]) -> str:
 
 def _content(path: Path) -> dict[str, Any]:
     """The keys of an option's file, with those of the options that it is made from."""
-    content = yaml.safe_load(path.read_text()) or {}
+    content = settings(path)
     merged: dict[str, Any] = {}
     for base in content.pop("defaults", []):
         if isinstance(base, str) and base != "_self_":
@@ -167,14 +167,16 @@ def check_key(option: str, key: str, runs: Sequence[Found], typed: str | None = 
     """Raise `Mistake` unless any of the runs has something for a key; `typed` is what it was typed within."""
     if any(value(run, key) is not None or key in run.config for run in runs):
         return
-    known = sorted({key for run in runs for key in (*run.config, *run.summary)} | {"state"})
+    keys = {key for run in runs for key in (*run.config, *run.summary)} | {"state"}
+    known = sorted(keys | {key.partition(".")[0] for key in keys if _is_group(key.partition(".")[0])})
     differing = varied(runs)
     told = f"they differ in {', '.join(differing[:8])}" if differing else "they do not differ"
     if option == "metric":
         known = differing = sorted({key for run in runs for key, has in run.summary.items() if is_number(has)})
         told = f"they have {', '.join(key for key in known if '/' in key)}"
-    last = [each for each in (*differing, *known) if each.rpartition(".")[2] == key.rpartition(".")[2]]
-    best = closest(key, last) or next(iter(last), None) or closest(key, known) or next(iter(differing), "seed")
+    near = [*differing, *known]
+    last = [each for each in near if each.rpartition(".")[2] == key.rpartition(".")[2]]
+    best = closest(key, last) or next(iter(last), None) or closest(key, near) or next(iter(differing), "seed")
     whole = typed or key
     instead = shlex.quote(f"{option}={whole.replace(key, best, 1)}")
     raise Mistake(f"{option}={whole}: the runs have no such key; {told}. Type {instead}")

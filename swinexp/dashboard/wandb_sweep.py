@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from swinexp import CONF
-from swinexp.mistake import Mistake, check, check_options, shown
+from swinexp.mistake import Mistake, check, check_files, check_options, shown
 from swinexp.sweep.options import WHERE
 from swinexp.sweep.plan import Plan, plan, rehearse
 from swinexp.sweep.space import Parameter
@@ -33,6 +33,7 @@ def converted(arguments: Sequence[str]) -> str:
     swept = [str(override.input_line) for override in known if override.is_sweep_override()]
     fixed = [str(override.input_line) for override in known if not override.is_sweep_override()]
     check_options(fixed)
+    check_files([*fixed, "hydra.mode=MULTIRUN"])
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         found, config = _planned(fixed, swept)
     whole, notes = _whole(found, config, fixed)

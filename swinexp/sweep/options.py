@@ -94,6 +94,9 @@ def options(given: dict[str, Any]) -> Options:
     for group in ("sampler", "pruner"):
         name = given.get(group)
         check(not isinstance(name, str), f"{WHERE}.{group}", name, "it is a group", f"hydra/sweeper/{group}={name}")
+    params, instead = given.get("params"), "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"
+    told = "it is {KEY: what to try}, and each KEY can be typed without it"
+    check(not isinstance(params, str | int | float), f"{WHERE}.params", params, told, instead)
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), cfg))
     except OmegaConfBaseException as error:

@@ -17,7 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, check, first_line, leaves
+from swinexp.mistake import Mistake, check, first_line, leaves, no_constraint
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
 from swinexp.sweep.jobs import slurm
@@ -26,12 +26,11 @@ from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
 from swinexp.sweep.storage import url_of
 from swinexp.sweep.study import N_TRIALS, another
-from swinexp.sweep.trial import Constraint, constraint
+from swinexp.sweep.trial import FACTS, Constraint, constraint
 
 log = logging.getLogger(__name__)
 
 MAXIMIZED = ("accuracy", "images_per_second")
-FACTS = ("parameters", "flops", "activations")  # known before training
 NO_CURVE = (*FACTS, "test/accuracy", "test/loss")
 
 
@@ -139,15 +138,10 @@ def _constraints(opts: Options) -> list[Constraint]:
     found = []
     for each in opts.constraints:
         one = constraint(each)
-        check(
-            one is not None and one.figure in FACTS,
-            f"{WHERE}.constraints",
-            each,
-            f"FIGURE <= NUMBER or FIGURE >= NUMBER, with one of {', '.join(FACTS)}",
-            f"'{WHERE}.constraints=[\"parameters <= 7.05e6\"]'",
-        )
+        if one is None or one.figure not in FACTS:
+            raise Mistake(no_constraint(each))
         found.append(one)
-    return [one for one in found if one is not None]
+    return found
 
 
 def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Options) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import optuna
 
 
+FACTS = ("parameters", "flops", "activations")  # known before training
 PRUNED = "pruned"  # the attribute of a trial that holds the epoch after which the study had seen enough
 
 

@@ -162,23 +162,27 @@ def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> No
 
     A window at least as large as a later stage's grid is cut down to that grid, as in the paper's code.
     """
-    sizes = [size for size in (1, 2, 4, 8, 16) if image_size % size == 0]
+    halvings = len(model.depths) - 1
+    unit = patch.size * 2**halvings
+    fits = f"data.image_size={max(1, round(image_size / unit)) * unit}"
+    sizes = [size for size in range(1, image_size + 1) if image_size % (size * 2**halvings) == 0]
+    smaller = max((size for size in sizes if size < patch.size), default=None)
     check(
         image_size % patch.size == 0,
         "patch.size",
         patch.size,
-        f"it does not divide the image of {image_size}×{image_size} pixels (data.image_size); {sizes} do",
-        f"patch.size={max((size for size in sizes if size < patch.size), default=1)}",
+        f"it does not divide the image of {image_size}×{image_size} pixels (data.image_size)"
+        + (f"; {sizes} do, in a grid of {halvings + 1} stages" if sizes else ""),
+        f"patch.size={smaller}, or {fits}" if smaller else fits,
     )
     grid = image_size // patch.size
-    halvings = len(model.depths) - 1
     check(
         grid % 2**halvings == 0,
         "model.depths",
         model.depths,
         f"{halvings + 1} stages halve the grid {halvings} times, which {grid}×{grid} tokens do not allow "
         f"(data.image_size={image_size} / patch.size={patch.size})",
-        f"data.image_size={max(1, round(grid / 2**halvings)) * 2**halvings * patch.size}, or fewer stages",
+        f"{fits}, or fewer stages",
     )
     grids = [grid // 2**stage for stage in range(halvings + 1)]
     fitting = [size for size in range(1, grid + 1) if all(side % min(size, side) == 0 for side in grids)]
