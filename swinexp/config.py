@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
-from swinexp.mistake import Mistake, check, explain, leaves, one_of, shown, slip
+from swinexp.explain import explain, slip
+from swinexp.mistake import Mistake, check, leaves, one_of, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.track import Wandb

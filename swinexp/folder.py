@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from swinexp.mistake import NAMED, Mistake, check, leaves, one_line
+from swinexp.explain import NAMED
+from swinexp.mistake import Mistake, check, leaves, one_line
 
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")

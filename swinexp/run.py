@@ -32,20 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
 from swinexp import CONF, SWEEPS, nothing_begun
+from swinexp.explain import check_files, check_flags, check_options, explain
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import (
-    TOLD,
-    Ended,
-    Mistake,
-    check_files,
-    check_flags,
-    check_options,
-    explain,
-    first_line,
-    interrupt,
-    too_late,
-)
+from swinexp.mistake import TOLD, Ended, Mistake, first_line, interrupt, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swinexp import CONF, SWEEPS, mistake, run
-from swinexp.mistake import check_files, explain
+from swinexp import CONF, SWEEPS, run
+from swinexp.explain import check_files, explain
 from tests.conftest import SMALL, Command
 
 
@@ -138,8 +138,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "own"
     shutil.copytree(CONF, place / "conf")
     (place / "sweeps").mkdir()
-    monkeypatch.setattr(mistake, "CONF", place / "conf")
-    monkeypatch.setattr(mistake, "SWEEPS", place / "sweeps")
+    monkeypatch.setattr("swinexp.explain.CONF", place / "conf")
+    monkeypatch.setattr("swinexp.explain.SWEEPS", place / "sweeps")
     return place
 
 

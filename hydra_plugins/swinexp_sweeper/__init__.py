@@ -41,7 +41,7 @@ class SwinexpBasic(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         def check(jobs: Sequence[Sequence[str]]) -> None:
             from swinexp.config import of_job
-            from swinexp.mistake import check_options
+            from swinexp.explain import check_options
 
             for overrides in jobs:
                 check_options(overrides)

@@ -15,8 +15,9 @@ import yaml
 
 from swinexp import CONF
 from swinexp.compare.runs import Found
+from swinexp.explain import settings
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, closest, leaves, settings, shown
+from swinexp.mistake import Mistake, closest, leaves, shown
 
 # What decides no weight: the repetition itself, and what is read or returned in the end.
 REPEATED = "seed"

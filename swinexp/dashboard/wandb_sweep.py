@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from swinexp import CONF
-from swinexp.mistake import Mistake, check, check_files, check_options, shown
+from swinexp.explain import check_files, check_options
+from swinexp.mistake import Mistake, check, shown
 from swinexp.sweep.options import WHERE
 from swinexp.sweep.plan import Plan, plan, rehearse
 from swinexp.sweep.space import Parameter

@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from swinexp.mistake import NO_SLURM, NO_SUBMITIT, Mistake, check, interrupt, one_line
+from swinexp.explain import NO_SLURM, NO_SUBMITIT
+from swinexp.mistake import Mistake, check, interrupt, one_line
 from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.workers import Workers, is_worker, log, variables
 

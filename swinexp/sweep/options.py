@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from swinexp.mistake import Mistake, check, explain, one_of, shown
+from swinexp.explain import explain
+from swinexp.mistake import Mistake, check, one_of, shown
 
 TERMINATORS = ("regret", "stagnation")
 DIRECTIONS = ("minimize", "maximize")

@@ -16,8 +16,9 @@ import optuna
 from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from swinexp.explain import no_constraint
 from swinexp.folder import incidental
-from swinexp.mistake import Mistake, check, first_line, leaves, no_constraint
+from swinexp.mistake import Mistake, check, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
 from swinexp.sweep.jobs import slurm

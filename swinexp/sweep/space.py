@@ -22,7 +22,8 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from swinexp.mistake import Mistake, check, no_option, shown
+from swinexp.explain import no_option
+from swinexp.mistake import Mistake, check, shown
 from swinexp.sweep.options import WHERE, Conditional
 from swinexp.sweep.trials import WHEN, by_key
 

@@ -19,8 +19,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from optuna.trial import TrialState
 
+from swinexp.explain import explain
 from swinexp.folder import write_text
-from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, explain, one_line
+from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.patience import Away
 from swinexp.sweep.study import Nothing, Study
