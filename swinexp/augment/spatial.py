@@ -19,25 +19,26 @@ TRIALS = 10  # to draw a rectangle that fits
 def random_crop(images: Tensor, padding: int, generator: Generator, mirrored: Tensor | None = None) -> Tensor:
     """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)
 
-    Of its mirror image where `mirrored` (B,) says so, which then costs nothing.
+    Of its mirror image where `mirrored` (B,) says so.
     """
     B, C, H, W = images.shape
     top, left = torch.randint(2 * padding + 1, (2, B), generator=generator, device=images.device)
-    sources = [images] if mirrored is None else [images, images.flip(-1)]
-    padded = images.new_zeros(len(sources) * B, C, H + 2 * padding, W + 2 * padding)
-    for part, source in zip(padded.split(B), sources, strict=True):
-        part[:, :, padding : padding + H, padding : padding + W] = source
-    return windows(padded, (H, W), top, left, 0 if mirrored is None else mirrored * B)
+    padded = images.new_zeros(B, C, H + 2 * padding, W + 2 * padding)
+    padded[:, :, padding : padding + H, padding : padding + W] = images
+    if mirrored is None:
+        return windows(padded, (H, W), top, left)
+    left = torch.where(mirrored, 2 * padding - left, left)  # the same window, before it is mirrored
+    return flip(windows(padded, (H, W), top, left), mirrored, reuse=True)
 
 
-def windows(padded: Tensor, size: Sequence[int], top: Tensor, left: Tensor, skipped: Tensor | int) -> Tensor:
-    """(M, C, h, w) -> (B, C, H, W): windows of `size`, for each of B its corner, and how many images further it lies.
+def windows(padded: Tensor, size: Sequence[int], top: Tensor, left: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W): the window of `size` of each image, from its corner on.
 
     A row of a window is W values from some place in memory on, so that one selection among all such rows gathers them.
     """
     B, C, (H, W) = len(top), padded.shape[1], size
     tall, wide = padded.shape[-2:]
-    image = torch.arange(B, device=top.device) + skipped
+    image = torch.arange(B, device=top.device)
     planes = torch.arange(0, C * tall * wide, tall * wide, device=top.device)[:, None]
     rows = torch.arange(0, H * wide, wide, device=top.device)
     starts = (image * (C * tall * wide) + top * wide + left)[:, None, None] + planes + rows  # (B, C, H)
@@ -70,9 +71,9 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
     return whole(F.grid_sample(images.float(), grid, align_corners=False).round_().clamp_(0, 255))
 
 
-def flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror the images of which `mirrored` (B,) says so left to right."""
-    return where(mirrored, lambda chosen: chosen.flip(-1), images)
+def flip(images: Tensor, mirrored: Tensor, reuse: bool = False) -> Tensor:
+    """Mirror the images of which `mirrored` (B,) says so left to right; with `reuse`, written over `images`."""
+    return where(mirrored, lambda chosen: chosen.flip(-1), images, reuse=reuse)
 
 
 def random_erase(images: Tensor, probability: float, generator: Generator, reuse: bool = False) -> Tensor:
