@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -311,3 +312,22 @@ def test_the_reference_is_what_its_script_does() -> None:
 def test_mistakes(override: str, message: str) -> None:
     with pytest.raises(Mistake, match=message):
         small_run(f"augmentation.{override}")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_of_any_layout_are_mirrored(dtype: torch.dtype, generator: Generator) -> None:
+    """Bytes are put back eight by eight where that goes: not in an odd size, nor from an odd place in memory."""
+    for shape in ((6, 3, 8, 8), (6, 3, 5, 7)):
+        values = torch.randint(256, (7 * math.prod(shape[1:]) + 3,), generator=generator).to(dtype)
+        chosen = torch.tensor([True, False, True, True, False, False])
+        for images in (
+            values[: math.prod(shape)].view(shape),
+            values[3 : math.prod(shape) + 3].view(shape),
+            values[: math.prod(shape)].view(shape).contiguous(memory_format=torch.channels_last),
+            values[: math.prod(shape[1:])].view(1, *shape[1:]).expand(shape),
+        ):
+            expected = torch.where(chosen[:, None, None, None], images.flip(-1), images)
+            before = images.clone()
+            assert torch.equal(flip(images, chosen), expected)
+            assert torch.equal(images, before)
+            assert torch.equal(flip(before, chosen, reuse=True), expected)
