@@ -14,8 +14,9 @@ def nothing_begun(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-# As `python -m` has it until it has found the module. Who ignores ctrl-C goes on doing so.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# As `python -m` has it until it has found the module, or the command `swinexp`. Who ignores ctrl-C goes on doing so.
+_command = os.path.basename(sys.argv[0]) in ("-m", "swinexp") if sys.argv else False
+if _command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, nothing_begun)
 
 HERE = Path(__file__).resolve().parent

@@ -237,7 +237,11 @@ def test_a_wheel_works_from_any_directory(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_interrupt_while_a_command_is_imported_is_one_line() -> None:
     code = "import os, signal, sys; sys.argv = [{}]; import swinexp; os.kill(os.getpid(), signal.SIGINT); print('on')"
-    for first, told in (("'-m'", "swinexp: interrupted\n"), ("'notebook'", None)):
+    for first, told in (
+        ("'-m'", "swinexp: interrupted\n"),
+        ("'bin/swinexp'", "swinexp: interrupted\n"),
+        ("'notebook'", None),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=False, timeout=60
         )
