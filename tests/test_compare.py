@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import errno
 import json
 import math
 import os
@@ -276,11 +277,24 @@ def test_a_value_that_is_no_yaml_is_a_word(asked: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["csv", "html"])
-def test_a_file_that_cannot_be_written_is_told(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_is_told(
+    key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     left("a")
     with pytest.raises(SystemExit):
         main([str(RUNS), f"{key}=outputs"])
-    assert f"{key}=outputs: cannot be written (Is a directory). Type {key}=ANOTHER_FILE" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.err == f"swinexp: {key}=outputs: is a folder. Type {key}=outputs/compare.{key}\n"
+    assert told.out == ""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for module in ("__main__", "page"):
+        monkeypatch.setattr(f"swinexp.compare.{module}.write_text", read_only)
+    with pytest.raises(SystemExit):
+        main([str(RUNS), f"{key}=a.{key}"])
+    assert f"{key}=a.{key}: cannot be written (Read-only file system). Type {key}=ANOTHER_FILE" in capsys.readouterr().err
 
 
 def test_a_group_in_by_stands_for_its_keys_so_that_seeds_pair() -> None:

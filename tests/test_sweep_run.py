@@ -366,7 +366,7 @@ def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: C
         (["window=w2,w4", "hydra.sweeper.storage=mine"], "hydra.sweeper.storage=mine: one of sqlite, journal, "),
         (["window=w2,w4", "hydra.sweeper.storage=nonsense://x"], "hydra.sweeper.storage=nonsense://x: cannot be used ("),
         (["window=w2,w4", "hydra.sweeper.enqueue=[{window: w8}]"], "hydra.sweeper.enqueue: window=w8 is not one of w2,w4. Type one that is, or widen it"),
-        (["window=w2,w4", "hydra.sweeper.constraints=['size < 3']"], "hydra.sweeper.constraints=size < 3: FIGURE <= NUMBER or FIGURE >= NUMBER, with one of parameters, flops, activations. Type "),
+        (["window=w2,w4", "hydra.sweeper.constraints=['size < 3']"], "hydra.sweeper.constraints=size < 3: FIGURE <= NUMBER or FIGURE >= NUMBER in quotes, with one of parameters, flops, activations. Type "),
         (["window=w2,w4", "hydra.sweeper.custom_search_space=no.where"], "hydra.sweeper.custom_search_space=no.where: it cannot be imported ("),
         (["window=w2,w4", "hydra.sweeper.warm_start=nowhere"], "hydra.sweeper.warm_start=nowhere: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME"),
         (["optimizer.lr=interval(0,1)", "hydra/sweeper/sampler=grid"], "optimizer.lr=interval(0,1): an interval has no grid. Type "),
