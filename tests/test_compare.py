@@ -294,7 +294,9 @@ def test_a_file_that_cannot_be_written_is_told(
         monkeypatch.setattr(f"swinexp.compare.{module}.write_text", read_only)
     with pytest.raises(SystemExit):
         main([str(RUNS), f"{key}=a.{key}"])
-    assert f"{key}=a.{key}: cannot be written (Read-only file system). Type {key}=ANOTHER_FILE" in capsys.readouterr().err
+    assert (
+        f"{key}=a.{key}: cannot be written (Read-only file system). Type {key}=ANOTHER_FILE" in capsys.readouterr().err
+    )
 
 
 def test_a_group_in_by_stands_for_its_keys_so_that_seeds_pair() -> None:
