@@ -152,7 +152,7 @@ def test_a_workspace_is_of_the_sweeps_runs_alone_and_groups_them_by_what_varied(
 
 
 @pytest.mark.slow
-def test_the_report_says_what_came_of_it_and_how_to_have_it_again(swept: Path) -> None:
+def test_the_report_says_what_came_of_it_and_how_to_have_it_again(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dashboard(f"study={swept}", "offline=true").returncode == 0
     text = (swept / "dashboard" / "report.md").read_text()
     headings = ["Summary", "Best", "The best trials", "What mattered", "What was varied"]
@@ -162,10 +162,11 @@ def test_the_report_says_what_came_of_it_and_how_to_have_it_again(swept: Path) -
     assert re.search(r"^\| 0 \| 0\.\d+ ± [\d.e-]+ \| 2 \| 0\.002 \| w4 \| 0 \| 2 \|$", text, re.MULTILINE)
     assert re.search(r"^\| optimizer\.lr \| \d+% \|$", text, re.MULTILINE)
     assert "- `optimizer.lr`: tag(log,interval(1e-5,1e-2))" in text
-    from_best, anywhere = re.findall(r"^python .+$", text, re.MULTILINE)
+    from_best, anywhere = re.findall(r"^OMP_NUM_THREADS=(\d+) python (.+)$", text, re.MULTILINE)
     expected = json.loads((swept / "0" / "summary.json").read_text())["val/accuracy"]
-    for command in (from_best, anywhere):
-        done = started(*shlex.split(command)[2:], "wandb=disabled", "name=again")
+    for threads, command in (from_best, anywhere):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        done = started(*shlex.split(command)[1:], "wandb=disabled", "name=again")
         assert done.returncode == 0, done.stderr
         assert json.loads(Path("outputs/runs/again/summary.json").read_text())["val/accuracy"] == expected
         shutil.rmtree("outputs/runs/again")

@@ -19,7 +19,7 @@ from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
 from swinexp.sweep.plots import of_one
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
-from swinexp.sweep.report import again
+from swinexp.sweep.report import again, with_threads
 from swinexp.sweep.space import text
 from swinexp.sweep.trials import by_key, epochs, keys_of
 from swinexp.sweep.worker import trial_folder
@@ -96,7 +96,7 @@ def _best(sweep: Sweep, found: Sequence[Leader]) -> str:
         lines += ["", "The best one again:", "", f"```\n{again(sweep.folder, own)}\n```"]
     kept = own / "overrides.yaml"
     if kept.exists():
-        lines += ["", "and from anywhere:", "", f"```\n{_command(kept)}\n```"]
+        lines += ["", "and from anywhere:", "", f"```\n{with_threads(own)}{_command(kept)}\n```"]
     return "\n".join(lines)
 
 

@@ -128,13 +128,19 @@ def _write_best(study: Study, leader: Leader) -> bool:
 
 
 def again(folder: Path, best: Path) -> str:
-    """The command that trains what best.yaml in a sweep's folder has; with as many threads of a CPU as the run in the
-    folder `best` had, since others give other last bits, and after some epochs another figure."""
-    summary = best / "summary.json"
-    threads = json.loads(summary.read_text()).get("threads") if summary.exists() else None
+    """The command that trains what best.yaml in a sweep's folder has, as the run in the folder `best` was."""
     place = os.path.relpath(folder)
-    command = shlex.join(["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"])
-    return f"OMP_NUM_THREADS={threads} {command}" if threads else command
+    return with_threads(best) + shlex.join(
+        ["python", "-m", "swinexp.run", "--config-dir", place, "--config-name", "best"]
+    )
+
+
+def with_threads(run: Path) -> str:
+    """What to type before a command that is to give the figure of a run in a folder: its number of threads of a CPU,
+    since another one gives other last bits, and after some epochs another figure."""
+    summary = run / "summary.json"
+    threads = json.loads(summary.read_text()).get("threads") if summary.exists() else None
+    return f"OMP_NUM_THREADS={threads} " if threads else ""
 
 
 def _write_html(
