@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swinexp import CONF
 from swinexp.folder import candidates, kept
@@ -115,16 +115,24 @@ def fill(model: Swin, kept: dict[str, Tensor], folder: Path) -> None:
         raise Mistake(f"run={folder}: its weights do not fit its network ({problem}). Train the run again") from error
 
 
-def kept_data(folder: Path) -> tuple[list[str], Tensor, Tensor] | None:
-    """(classes, mean (3,), std (3,)) that the run's data.json holds, to the last bit; None where there is no whole one.
+class Known(NamedTuple):
+    """What a run's data.json holds: classes, mean (3,) and std (3,) to the last bit, and how many images of each class
+    its splits had, which it does not tell of runs from earlier."""
 
-    Runs from before that file was written have none.
-    """
+    classes: list[str]
+    mean: Tensor
+    std: Tensor
+    images: dict[str, list[int]]
+
+
+def kept_data(folder: Path) -> Known | None:
+    """What is known of a run's data; None where there is no whole file, as of runs from before it was written."""
     import torch
 
     try:
         kept = json.loads((folder / "data.json").read_text())
-        return [str(name) for name in kept["classes"]], torch.tensor(kept["mean"]), torch.tensor(kept["std"])
+        classes = [str(name) for name in kept["classes"]]
+        return Known(classes, torch.tensor(kept["mean"]), torch.tensor(kept["std"]), kept.get("images", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -135,22 +143,20 @@ def check_data(folder: Path, dataset: Dataset, instead: str) -> None:
     They may be cut otherwise too, and validation images then be ones that it was trained on.
     """
     known = kept_data(folder)
-    difference = None if known is None else _difference(folder, known, dataset)
+    difference = None if known is None else _difference(known, dataset)
     if difference is not None:
         raise Mistake(f"{folder}: {difference}; its validation images may be ones that it was trained on. {instead}")
 
 
-def _difference(folder: Path, known: tuple[list[str], Tensor, Tensor], dataset: Dataset) -> str | None:
-    classes, mean, std = known
-    if classes != dataset.classes:
-        differ = ", ".join(sorted({*classes} ^ {*dataset.classes})) or "their order"
+def _difference(known: Known, dataset: Dataset) -> str | None:
+    if known.classes != dataset.classes:
+        differ = ", ".join(sorted({*known.classes} ^ {*dataset.classes})) or "their order"
         return f"the classes of its data have changed ({differ})"
-    before = json.loads((folder / "data.json").read_text()).get("images", {})  # runs from earlier have none
     for name, counts in dataset.counts.items():
-        then, now = sum(before.get(name, counts)), sum(counts)
-        if then != now:
-            return f"its data had {then:,} {name} images and have {now:,} now"
-        if before.get(name, counts) != counts:
+        before = known.images.get(name, counts)
+        if sum(before) != sum(counts):
+            return f"its data had {sum(before):,} {name} images and have {sum(counts):,} now"
+        if before != counts:
             return f"its data have other {name} images of some classes"
-    apart = max(float((a - b.cpu()).abs().max()) for a, b in ((mean, dataset.mean), (std, dataset.std)))
+    apart = max(float((a - b.cpu()).abs().max()) for a, b in ((known.mean, dataset.mean), (known.std, dataset.std)))
     return "the images of its data have changed" if apart > ALIKE else None

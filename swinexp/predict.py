@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from swinexp.archive import CHECKPOINTS, fill, kept_data, reloaded, requested, weights
+from swinexp.archive import CHECKPOINTS, Known, fill, kept_data, reloaded, requested, weights
 from swinexp.mistake import Mistake, check, one_line, one_of
 from swinexp.run import reported
 
@@ -82,8 +82,8 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
     data = kept_data(folder)
     if data is None:  # then the training images have to be measured again
         dataset = as_the_network_sees(run, load(run.data, False, run.trainer.limit_train))
-        data = dataset.classes, dataset.mean, dataset.std
-    classes, mean, std = data
+        data = Known(dataset.classes, dataset.mean, dataset.std, dataset.counts)
+    classes, mean, std, _ = data
     device = pick_device(run.trainer)
     settle(run.trainer, device)
     model = build_model(run, len(classes))

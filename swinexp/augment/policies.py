@@ -76,10 +76,7 @@ def auto_augment(images: Tensor, generator: Generator) -> Tensor:
     B = len(images)
     space = narrow(images.shape[-2], images.shape[-1], 10)
     pair = torch.randint(len(CIFAR10), (B,), generator=generator)
-    for turn in (0, 1):
-        operations = torch.tensor([CODES[each[turn][0]] for each in CIFAR10])
-        probabilities = torch.tensor([each[turn][1] for each in CIFAR10])
-        levels = torch.tensor([each[turn][2] for each in CIFAR10])
+    for operations, probabilities, levels in _cifar10():
         happens = torch.rand(B, generator=generator) < probabilities[pair]
         operation = torch.where(happens, operations[pair], CODES["identity"])
         images = _signed(images, operation, space[operation, levels[pair]], generator)
@@ -88,15 +85,28 @@ def auto_augment(images: Tensor, generator: Generator) -> Tensor:
 
 def _drawn(count: int, generator: Generator) -> Tensor:
     """(count,): an operation for each image, each of `DRAWN` as likely."""
-    codes = torch.tensor([CODES[name] for name in DRAWN])
-    return codes[torch.randint(len(DRAWN), (count,), generator=generator)]
+    return _codes(DRAWN)[torch.randint(len(DRAWN), (count,), generator=generator)]
 
 
 def _signed(images: Tensor, operation: Tensor, magnitude: Tensor, generator: Generator) -> Tensor:
     """`operate`, with the magnitudes of operations that have two directions turned round for half of the images."""
     turned = torch.randint(2, (len(images),), generator=generator).bool()
-    turned &= torch.isin(operation, torch.tensor([CODES[name] for name in SIGNED]))
+    turned &= torch.isin(operation, _codes(SIGNED))
     return operate(images, operation, torch.where(turned, -magnitude, magnitude))
+
+
+@cache
+def _codes(names: tuple[str, ...]) -> Tensor:
+    return torch.tensor([CODES[name] for name in names])
+
+
+@cache
+def _cifar10() -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """For the first and the second operation of the pairs: operations, probabilities and bins, each (25,)."""
+    return tuple(
+        (_codes(names), torch.tensor(probabilities), torch.tensor(levels))
+        for names, probabilities, levels in (zip(*turn, strict=True) for turn in zip(*CIFAR10, strict=True))
+    )
 
 
 @cache

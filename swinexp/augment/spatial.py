@@ -122,7 +122,7 @@ def where(
 
 def _put(images: Tensor, index: Tensor, changed: Tensor) -> Tensor:
     """`images.index_copy_(0, index, changed)`, with bytes by eight: it takes as long for one as for eight of them."""
-    rows = [each.contiguous().view(len(each), -1) for each in (images, changed)]
+    rows = [images.view(len(images), -1), changed.contiguous().view(len(changed), -1)]
     if images.element_size() == 1 and all(each.shape[1] % 8 == each.storage_offset() % 8 == 0 for each in rows):
         rows = [each.view(torch.int64) for each in rows]
     rows[0].index_copy_(0, index, rows[1])

@@ -87,14 +87,7 @@ class Study:
             storage = self.patience.steady(open_storage(url))
             with checked(url):
                 try:
-                    self.optuna = optuna.create_study(
-                        storage=storage,
-                        study_name=name,
-                        directions=[StudyDirection[direction.upper()] for direction in directions],
-                        load_if_exists=True,
-                        pruner=build_pruner(self.options),
-                        sampler=build_sampler(self.options, self.space, self.seed, 0),
-                    )
+                    self.optuna = self._created(storage, [StudyDirection[each.upper()] for each in directions])
                 except ValueError as error:
                     raise Mistake(f"hydra.sweeper.study_name={name}: {error}") from error
                 there = [direction.name.lower() for direction in self.optuna.directions]
@@ -103,6 +96,17 @@ class Study:
                 f"hydra.sweeper.direction={','.join(directions)}: study {name} is there already, and its direction is "
                 f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {self.folder}"
             )
+
+    def _created(self, storage: Any, directions: Sequence[StudyDirection]) -> optuna.Study:
+        """Optuna's study, made unless it is there."""
+        return optuna.create_study(
+            storage=storage,
+            study_name=self.name,
+            directions=directions,
+            load_if_exists=True,
+            pruner=build_pruner(self.options),
+            sampler=build_sampler(self.options, self.space, self.seed, 0),
+        )
 
     def close(self) -> None:
         """Let go of the storage; SQLite then puts its log into its one file."""
@@ -155,13 +159,7 @@ class Study:
         storage, directions = self.optuna._storage, self.optuna.directions
         log.info("study %s begins anew: none of its trials could begin before", self.name)
         optuna.delete_study(study_name=self.name, storage=storage)
-        self.optuna = optuna.create_study(
-            storage=storage,
-            study_name=self.name,
-            directions=directions,
-            pruner=self.optuna.pruner,
-            sampler=self.optuna.sampler,
-        )
+        self.optuna = self._created(storage, directions)
 
     def _check_change(self) -> None:
         """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""

@@ -32,13 +32,12 @@ class Captured:
     ) -> None:
         self.inputs = (images.clone(), labels.clone(), None if factors is None else factors.clone())
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(images.device)
-        stream.wait_stream(torch.cuda.current_stream(images.device))
+        stream, current = torch.cuda.Stream(images.device), torch.cuda.current_stream(images.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):  # autograd has to know the parameters by this stream alone
             for _ in range(WARM_UP):
                 gradients(*self.inputs)
-        torch.cuda.current_stream(images.device).wait_stream(stream)
-        current = torch.cuda.current_stream(images.device)
+        current.wait_stream(stream)
         try:
             with torch.cuda.graph(self.graph, stream=stream):
                 self.outputs = gradients(*self.inputs)
