@@ -15,7 +15,9 @@ def nothing_begun(number: int, _: object) -> None:
 
 
 # As `python -m` has it until it has found the module, or the command `swinexp`. Who ignores ctrl-C goes on doing so.
-_command = os.path.basename(sys.argv[0]) in ("-m", "swinexp") if sys.argv else False
+_program = os.path.basename(sys.argv[0]) if sys.argv else ""
+_module = any(each.split(".")[0] == "swinexp" for each in sys.orig_argv)
+_command = _program == "swinexp" or (_program == "-m" and _module)  # no package of somebody else's that imports this
 if _command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, nothing_begun)
 

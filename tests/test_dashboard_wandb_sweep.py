@@ -28,7 +28,7 @@ REFUSED = {
     "optimizers": "hydra.sweeper.conditional=[optimizer]: W&B's sweeps have no parameters that depend on others. "
     "Type hydra.sweeper.conditional=[], and what is to be varied in any case",
     "pareto": "objective=[val/accuracy,flops]: W&B's sweeps have one objective. Type objective=val/accuracy",
-    "record": "hydra.sweeper.conditional=[optimizer,optimizer]: W&B's sweeps have no parameters that depend on others. "
+    "record": "hydra.sweeper.conditional=[optimizer]: W&B's sweeps have no parameters that depend on others. "
     "Type hydra.sweeper.conditional=[], and what is to be varied in any case",
     "window_patch": "hydra.sweeper.constraints=[parameters <= 7.2e6]: W&B's sweeps have no constraints. "
     "Type hydra.sweeper.constraints=[]",

@@ -236,15 +236,15 @@ def test_a_wheel_works_from_any_directory(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_interrupt_while_a_command_is_imported_is_one_line() -> None:
-    code = "import os, signal, sys; sys.argv = [{}]; import swinexp; os.kill(os.getpid(), signal.SIGINT); print('on')"
-    for first, told in (
-        ("'-m'", "swinexp: interrupted\n"),
-        ("'bin/swinexp'", "swinexp: interrupted\n"),
-        ("'notebook'", None),
+    code = "import os, signal, sys; import swinexp; os.kill(os.getpid(), signal.SIGINT); print('on')"
+    for first, typed, told in (
+        ("-m", ["python", "-m", "swinexp.track.sync"], "swinexp: interrupted\n"),
+        ("bin/swinexp", ["python", "bin/swinexp"], "swinexp: interrupted\n"),
+        ("notebook", ["python", "notebook"], None),
+        ("-m", ["python", "-m", "theirs.train"], None),  # a package that imports this one
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=False, timeout=60
-        )
+        given = f"import sys; sys.argv, sys.orig_argv = [{first!r}], {typed!r}; {code}"
+        done = subprocess.run([sys.executable, "-c", given], capture_output=True, text=True, check=False, timeout=60)
         assert done.stdout == ""
         assert done.stderr == told if told else "KeyboardInterrupt" in done.stderr  # who only imports it, has Python's
 

@@ -19,6 +19,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from swinexp.mistake import Ended, Mistake, one_line
+from swinexp.run import reported
 from swinexp.track.wandb import PLACE, UNSENT, key_is_configured, send_rest
 
 
@@ -93,14 +94,12 @@ def sync(place: Path, command: Sequence[str]) -> None:
 
 def main() -> None:
     """The command."""
-    try:
-        sync(PLACE, [sys.executable, "-m", "wandb", "sync"])
-    except (Mistake, Ended) as end:
-        print(f"swinexp: {end}", file=sys.stderr)
-        sys.exit(1 if isinstance(end, Ended) else 2)
-    except KeyboardInterrupt:
-        print("swinexp: stopped; the same command sends the rest", file=sys.stderr)
-        sys.exit(130)
+    with reported(sys.argv[1:]):
+        try:
+            sync(PLACE, [sys.executable, "-m", "wandb", "sync"])
+        except KeyboardInterrupt as stop:
+            stop.args = ("stopped; the same command sends the rest",)
+            raise
 
 
 if __name__ == "__main__":
