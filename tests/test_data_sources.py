@@ -85,6 +85,10 @@ def test_mistakes_about_folders_name_the_folder(tree: Path) -> None:
         load(image_folder(tree / "nowhere"), test=False)
     with pytest.raises(Mistake, match=r"there is no folder .*/ant/train\."):
         load(image_folder(tree / "train" / "ant"), test=False)
+    archive = tree / "images.tar.gz"
+    archive.touch()
+    with pytest.raises(Mistake, match=rf"data.root={archive}: a file, and not the .*\. Type data.root={tree}$"):
+        load(image_folder(archive), test=False)
     (tree / "train" / "dog").mkdir()
     with pytest.raises(Mistake, match=r"class 'dog' is empty, .*/train/dog has no .jpg or .png file"):
         load(image_folder(tree), test=False)

@@ -393,6 +393,14 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_misspelt_key_of_the_search_is_told_with_the_one_that_is_meant(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = refused([*SWEEP, "window=w2,w4", "+hydra.sweeper.n_trial=3"], capsys, monkeypatch)
+    assert told.startswith("hydra.sweeper.n_trial=3: no such key; there are sampler, ")
+    assert told.endswith(". Type hydra.sweeper.n_trials=3")
+
+
 @pytest.mark.slow
 def test_a_refusal_is_exit_code_2_and_one_line(tmp_path: Path, command: Command) -> None:
     done = command(*SWEEP, "optimizer.lrr=1,2")

@@ -292,6 +292,8 @@ def test_an_interval_has_no_grid() -> None:
         ("x=range(5,1)", "x=range(5,1): a range goes up, in steps above 0. Type x=range(1,5)"),
         ("x=range(1,5,-1)", "x=range(1,5,-1): a range goes up, in steps above 0. Type x=range(1,5)"),
         ("x=tag(log,range(1,100))", "x=tag(log,range(1,100)): a range has even steps; log is for intervals. Type x=tag(log,interval(1,100))"),
+        ("x=tag(lg,interval(1,9))", "x=tag(lg,interval(1,9)): tag lg: one of log, int. Type x=tag(log,interval(1,9))"),
+        ("x=tag(Integer,range(1,9))", "x=tag(Integer,range(1,9)): tag Integer: one of log, int. Type x=tag(int,range(1,9))"),
         ("x=a,b,a", "x=a,b,a: a is there twice. Type x=a,b"),
         ("model=nano,tinny", "model=tinny: no such option; there are nano, small, tiny. Type model=tiny"),
         ("model=glob(z*)", "model=glob(z*): there is nothing to choose from. Type model=a,b,c"),

@@ -18,7 +18,7 @@ from swinexp.data.download import download, unpack
 from swinexp.data.images import read_images, resized
 from swinexp.data.options import CIFAR10, CIFAR100, CINIC10, SVHN, Data, Digits, ImageFolder, TinyImageNet
 from swinexp.data.splits import Split, stratified
-from swinexp.mistake import Mistake, one_line
+from swinexp.mistake import Mistake, check, one_line
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ def read(data: Data, split: str) -> tuple[list[str], Split]:
 
     `split` is train or test, and of CINIC-10 also valid, of SVHN also extra. Raises `Mistake`.
     """
+    root = Path(getattr(data, "root", "")).expanduser()
+    file = root.exists() and not root.is_dir()
+    check(not file, "data.root", root, "a file, and not the folder that it is in", f"data.root={root.parent}")
     key, decode = _source(data, split)
     return cached(data.cache, [data.name, split, data.image_size, *key], lambda: _promised(data, split, decode()))
 

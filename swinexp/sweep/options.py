@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,8 @@ def options(given: dict[str, Any]) -> Options:
         key = str(error.full_key)
         value = OmegaConf.select(cfg, key, default="…") if key else "…"
         line = explain(error, [f"{key}={shown(value)}"]) or str(error)
-        raise Mistake(f"{WHERE}.{line}".replace(f"example {key}", f"example {WHERE}.{key}")) from error
+        raise Mistake(
+            re.sub(r"^|(?<=\bexample )|(?<=\bType )(?!for example)|(?<=\bRemove )", f"{WHERE}.", line)
+        ) from error
     assert isinstance(found, Options)
     return found

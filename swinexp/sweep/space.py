@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,11 +24,12 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from swinexp.explain import no_option
-from swinexp.mistake import Mistake, check, shown
+from swinexp.mistake import Mistake, check, nearest, shown
 from swinexp.sweep.options import WHERE, Conditional
 from swinexp.sweep.trials import WHEN, by_key
 
 Point = dict[str, Any]
+TAGS = ("log", "int")  # of intervals
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,9 @@ def _parameter(key: str, override: Override, options: Callable[[str], Sequence[s
     def bad(problem: str, instead: str) -> Mistake:
         return Mistake(f"{key}={typed}: {problem}. Type {key}={instead}")
 
+    if isinstance(value, IntervalSweep | RangeSweep):
+        for tag in sorted(value.tags - set(TAGS)):
+            raise bad(f"tag {tag}: one of {', '.join(TAGS)}", re.sub(rf"\b{tag}\b", nearest(tag, TAGS), typed, count=1))
     if isinstance(value, IntervalSweep):
         return Parameter(key, _interval(value, bad), typed)
     if isinstance(value, RangeSweep) and not value.shuffle:

@@ -67,7 +67,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
     report = None if weights is None else fit(model, weights)
     if device.type == "cpu":
         reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
-        log.info("training on the CPU (%s; %d threads)", reason, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        log.info("training on the CPU (%s; %d %s)", reason, threads, "thread" if threads == 1 else "threads")
     if size() > 1:
         log.info("%d processes train their share of %d images a step", size(), run.trainer.batch_size)
     if parts > 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
