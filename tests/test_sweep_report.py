@@ -116,6 +116,21 @@ def test_parallel_coordinates_have_names_in_full_and_labels_that_can_be_read(dra
     assert all(each.bgcolor for each in figure.layout.annotations)
 
 
+def test_no_trial_is_drawn_white_on_white(drawn: dict[str, Any]) -> None:
+    from plotly.colors import unlabel_rgb
+
+    colours = [trace.marker.colorscale[0][1] for trace in drawn["html/slices"].data]
+    lines = {trace.y[0]: trace.line.color for trace in drawn["html/parallel"].data if trace.line.color is not None}
+    for colour in [*colours, *lines.values()]:
+        assert min(unlabel_rgb(colour)) < 160
+    (bar,) = (trace.marker for trace in drawn["html/parallel"].data if trace.marker.colorscale is not None)
+    assert bar.reversescale  # of a loss: the smallest is the darkest
+    assert (lines[0], lines[1]) == (bar.colorscale[-1][1], bar.colorscale[0][1])
+    for picture in ("slices", "parallel_coordinates"):
+        for coloured in drawn[picture].axes[0].collections:
+            assert coloured.get_cmap()([0.0, 1.0])[:, :3].min(axis=1).max() < 160 / 255
+
+
 def rows_of(study: Study) -> list[dict[str, str]]:
     with (study.folder / "results.csv").open() as file:
         return list(csv.DictReader(file))

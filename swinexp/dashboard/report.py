@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 import statistics
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
 from optuna.trial import TrialState
 
@@ -17,6 +15,7 @@ from swinexp.dashboard.panels import curves, library, only_of, outcome
 from swinexp.dashboard.subject import Subject, Sweep
 from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
+from swinexp.sweep.importance import FEW, Forest
 from swinexp.sweep.plots import of_one
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
 from swinexp.sweep.report import again, with_threads
@@ -129,18 +128,18 @@ def _cell(value: Any) -> str:
 
 
 def _importances(sweep: Sweep) -> str:
-    """Shares of an objective's variance that each parameter explains, as Optuna has it (PED-ANOVA)."""
+    """The share of an objective's variance that each parameter explains."""
     complete = sum(trial.state == TrialState.COMPLETE for trial in sweep.trials)
     parts = []
     for index, objective in enumerate(sweep.objectives):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is experimental
-                shares = optuna.importance.get_param_importances(of_one(sweep.optuna, index))
-        except Exception as problem:  # too few trials, or all the same
+            shares = Forest().evaluate(of_one(sweep.optuna, index))
+        except ValueError as problem:
             parts.append(f"{objective}: nothing can be said ({first_line(problem)}).")
             continue
         rows = [f"| {key} | {share:.0%} |" for key, share in shares.items()]
         head = [f"| {objective} | importance |", "|---|---:|"]
-        parts.append("\n".join([*head, *rows, "", f"Of {complete} complete trials; what was pruned does not count."]))
+        few = ", few to go by" if complete < FEW else ""
+        told = f"Of {complete} complete trials{few}; what was pruned does not count."
+        parts.append("\n".join([*head, *rows, "", told]))
     return "\n\n".join(parts)

@@ -12,15 +12,19 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from swinexp.folder import write_atomically
 from swinexp.mistake import first_line
+from swinexp.sweep.importance import FEW, Forest
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import WHEN
 
 log = logging.getLogger(__name__)
+
+SEEN = [0.45 + 0.55 * step / 8 for step in range(9)]  # of a scale of colours that begins with white
 
 Plot = tuple[str, optuna.Study, Any]  # the name of Optuna's function, a study, further arguments
 
@@ -39,7 +43,9 @@ def plots_of(study: Study, objectives: Sequence[str]) -> dict[str, Plot]:
     for index, objective in enumerate(objectives if len(complete) > 1 else []):
         of = f" for {objective}" if len(objectives) > 1 else ""
         one, name = of_one(whole, index), {"target_name": objective}
-        wanted[f"Importance{of} ({len(complete)} complete trials)"] = ("plot_param_importances", one, name)
+        few = ", few to go by" if len(complete) < FEW else ""
+        title = f"Importance{of} ({len(complete)} complete trials{few})"
+        wanted[title] = ("plot_param_importances", one, name | {"evaluator": Forest()})
         if not of:
             wanted["Slices"] = ("plot_slice", one, name)
         wanted[f"Parallel coordinates{of}"] = ("plot_parallel_coordinate", one, name)
@@ -47,7 +53,7 @@ def plots_of(study: Study, objectives: Sequence[str]) -> dict[str, Plot]:
 
 
 def of_one(study: optuna.Study, index: int) -> optuna.Study:
-    """The complete trials of a study as those of one objective; Optuna's importances take others to be minimized.
+    """The complete trials of a study as those of one objective, which Optuna's pictures of one want.
 
     The others are there as failed ones, which are not drawn, for numbers are given in turn.
     """
@@ -76,11 +82,18 @@ def drawn(library: Any, plots: Mapping[str, Plot]) -> dict[str, Any]:
 
 
 def mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
-    """Whole numbers for trials and epochs, choices as they are typed, and names in full, which Optuna does not have."""
+    """Whole numbers for trials and epochs, choices as they are typed, names in full, and no white on white.
+
+    Optuna has none of these.
+    """
+    from plotly.colors import sample_colorscale
 
     def whole(numbers: Sequence[int]) -> int | None:
         return 1 if max(numbers) - min(numbers) <= 10 else None  # of more, plotly names no halves
 
+    scaled = [trace.marker for trace in figure.data if trace.marker.colorscale is not None]
+    for marker in scaled:
+        marker.colorscale = sample_colorscale([colour for _, colour in marker.colorscale], SEEN)
     trials = study.get_trials(deepcopy=False)
     if title == "Curves":
         epochs = [epoch for trial in trials for epoch in trial.intermediate_values]
@@ -100,13 +113,27 @@ def mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence
         names = [name.replace(WHEN, f"<br>{WHEN.lstrip()}") for name in _names(study)]
         figure.update_xaxes(ticktext=[figure.layout.xaxis.ticktext[0], *names], automargin=True)
         figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
+        colours = [colour for _, colour in scaled[0].colorscale]
+        for line in figure.select_traces(lambda trace: trace.line.color is not None):  # one for each trial
+            share = (
+                line.y[0] if study.direction == StudyDirection.MAXIMIZE else 1 - line.y[0]
+            )  # of the objective's range
+            line.update(line_color=sample_colorscale(colours, [share])[0], opacity=0.8)
 
 
 def _mend_png(figure: Any, title: str, study: optuna.Study, objectives: Sequence[str]) -> None:
     """The same for one of matplotlib's."""
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     first, last = figure.axes[0], figure.axes[-1]
+    for coloured in (each for part in figure.axes for each in part.collections):
+        if coloured.get_array() is None or isinstance(coloured, QuadMesh):  # a colour bar, which follows what it tells
+            continue
+        scale = coloured.get_cmap()
+        seen = [1 - share for share in reversed(SEEN)] if scale.name.endswith("_r") else SEEN
+        coloured.set_cmap(LinearSegmentedColormap.from_list(scale.name, scale(seen)))
     if title == "Curves":
         first.set(ylabel=objectives[0], xlabel="epoch", title="")
         if (legend := first.get_legend()) is not None:
