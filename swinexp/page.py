@@ -13,7 +13,8 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-t
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4; }
 th { position: sticky; top: 0; background: #f6f8fa; cursor: pointer; } td.left, th.left { text-align: left; }
-tr.best td { background: #dafbe1; } tr.pruned td { color: #8c959f; } tr.failed td, tr.damaged td { color: #cf222e; }
+tr.best td { background: #dafbe1; } tr.pruned td, tr.forbidden td, tr.repeated td { color: #8c959f; }
+tr.failed td, tr.damaged td { color: #cf222e; }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; } img { max-width: 100%; }
 """
 SORT = """

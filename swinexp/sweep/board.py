@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -17,10 +18,10 @@ from rich.text import Text
 from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import FORBIDDEN, FROM, WORKER, by_key, counts, epochs, error
+from swinexp.sweep.trials import FORBIDDEN, FROM, REPEATS, WORKER, by_key, counts, epochs, error, left_out
 
 EVERY = 0.5  # seconds between two looks at the study
-TOLD_FORBIDDEN = (1, 10, 100, 1000)  # which of the trials that constraints forbade have a line
+TOLD_LEFT_OUT = (1, 10, 100, 1000)  # which of the trials that were forbidden, or repeat others, have a line
 STYLES = {TrialState.PRUNED: "dim", TrialState.FAIL: "red"}
 
 
@@ -33,7 +34,7 @@ class Board:
         self.looked = 0.0
         self.began = time.monotonic()
         self.live: Live | None = None
-        self.forbidden = 0
+        self.left_out: Counter[str] = Counter()
         self.told = {t.number for t in study.trials if t.state.is_finished()}
         self.before = study.finished(study.trials)
 
@@ -74,12 +75,13 @@ class Board:
                 self.told.add(trial.number)
                 style = STYLES.get(trial.state) if leader is not trial else "bold green"
                 self._say(self._line(trial, leader), style)
-            elif trial.number not in self.told and FORBIDDEN in trial.user_attrs:
+            elif trial.number not in self.told and (why := left_out(trial)) is not None:
                 self.told.add(trial.number)
-                self.forbidden += 1
-                if self.forbidden in TOLD_FORBIDDEN:
-                    which = "trial" if self.forbidden == 1 else f"{self.forbidden} trials,"
-                    self._say(f"{which} {trial.number}  forbidden  {trial.user_attrs[FORBIDDEN]}")
+                kind = state(trial)
+                self.left_out[kind] += 1
+                if self.left_out[kind] in TOLD_LEFT_OUT:
+                    which = "trial" if self.left_out[kind] == 1 else f"{self.left_out[kind]} trials,"
+                    self._say(f"{which} {trial.number}  {kind:9}  {why}")
         if self.live is not None:
             self.live.update(self._running(trials), refresh=True)
         self.looked = time.monotonic()
@@ -131,7 +133,9 @@ class Board:
 def tally(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     """How many there are of each state, copied ones apart."""
     own = [state(trial) for trial in trials if FROM not in trial.user_attrs]
-    return {name: own.count(name) for name in ("running", "complete", "pruned", "failed", "forbidden", "queued")}
+    return {
+        name: own.count(name) for name in ("running", "complete", "pruned", "failed", "forbidden", "repeated", "queued")
+    }
 
 
 def shown_tally(trials: Sequence[FrozenTrial]) -> str:
@@ -154,8 +158,9 @@ def failures(trials: Sequence[FrozenTrial]) -> list[str]:
 
 def state(trial: FrozenTrial) -> str:
     """What we call a trial's state."""
-    if FORBIDDEN in trial.user_attrs:
-        return "forbidden"
+    for mark, name in ((FORBIDDEN, "forbidden"), (REPEATS, "repeated")):
+        if mark in trial.user_attrs:
+            return name
     names = {TrialState.FAIL: "failed", TrialState.WAITING: "queued"}
     return names.get(trial.state, trial.state.name.lower())
 

@@ -12,10 +12,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.sweep.options import Options
-from swinexp.sweep.trials import FORBIDDEN, counts, epochs, error
+from swinexp.sweep.trials import FORBIDDEN, REPEATS, counts, epochs, error
 
 BEGAN = "SWINEXP_BEGAN"  # the variable that tells a worker when its command began
-MOST_FORBIDDEN = 1000  # in a row, after which there is probably nothing that is allowed
+MOST_IN_VAIN = 1000  # points in a row, after which there is probably none left
 
 
 class Enough(Exception):
@@ -56,9 +56,11 @@ class Budget:
                 raise Enough(
                     f"{share:.0%} of {len(recent)} trials failed (hydra.sweeper.max_failure_rate)", failed=True
                 )
-        forbidden = [FORBIDDEN in trial.user_attrs for trial in trials[-MOST_FORBIDDEN:]]
-        if len(forbidden) == MOST_FORBIDDEN and all(forbidden):
-            raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
+        last = trials[-MOST_IN_VAIN:]
+        if len(last) == MOST_IN_VAIN and all({FORBIDDEN, REPEATS} & trial.user_attrs.keys() for trial in last):
+            raise Enough(
+                f"the constraints forbade {MOST_IN_VAIN} points in a row, or they were tried before", failed=True
+            )
         if options.terminator is not None and _terminates(study, options.terminator):
             raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})", gained=True)
 

@@ -43,6 +43,7 @@ class Options:
     enqueue: list[dict[str, Any]]
     warm_start: str | None
     constraints: list[str]
+    repeats: bool
     seeds: int
     top_k: int
     top_seeds: int

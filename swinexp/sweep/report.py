@@ -25,7 +25,7 @@ from swinexp.sweep.plots import Plot, drawn, mend_html, plots_of, write_pngs
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FORBIDDEN, FROM, by_key, epochs, error, keys_of
+from swinexp.sweep.trials import ERROR, FROM, by_key, epochs, error, keys_of, left_out
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
                 seconds,
                 folder if folder.is_dir() else "",
                 trial.user_attrs.get("wandb", ""),
-                error(trial)["line"] if ERROR in trial.user_attrs else trial.user_attrs.get(FORBIDDEN, ""),
+                error(trial)["line"] if ERROR in trial.user_attrs else left_out(trial) or "",
                 *figures.get(trial.number, [""] * len(more)),
             ]
         )

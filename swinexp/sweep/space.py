@@ -177,6 +177,18 @@ class Space:
         extend({})
         return found
 
+    @property
+    def is_continuous(self) -> bool:
+        """Whether every point has a number of an interval, so that no two are the same."""
+        every = (each.distribution for each in self.parameters.values())
+        return any(isinstance(each, FloatDistribution) and each.step is None for each in every)
+
+    def few_points(self, most: int) -> list[Point] | None:
+        """`points`, where there are only choices and whole numbers, no more than so many points, and no `custom`."""
+        if self.custom is not None or math.prod(_values(each.distribution) for each in self.all()) > most:
+            return None
+        return self.points()
+
     def changes(self) -> list[Point]:
         """The first value of each parameter together, then every other value alone. Raises `Mistake` as `points`."""
         values = {parameter.key: parameter.values() for parameter in self.parameters.values()}
@@ -225,6 +237,16 @@ class Space:
         for when, parameters in self.conditional:
             said |= {f"{each.key}{WHEN}{_condition(when)}": each.typed for each in parameters.values()}
         return said
+
+
+def _values(distribution: BaseDistribution) -> float:
+    """How many values it has, if they are choices or evenly spaced whole numbers."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return len(choices)
+        case IntDistribution(log=False) as d:
+            return len(range(d.low, d.high + 1, d.step))
+    return math.inf
 
 
 def compatible(one: BaseDistribution, other: BaseDistribution) -> bool:

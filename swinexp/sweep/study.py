@@ -7,6 +7,7 @@ checkpoint. All that decides who runs what happens under one lock.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,12 +38,14 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, WORKER, as_key, by_key, counts, error, keys_of
+from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, REPEATS, SINCE, WORKER, as_key, by_key, counts, error, keys_of
 
 log = logging.getLogger(__name__)
 
 
 N_TRIALS = 20  # when the search has no end of its own
+MOST_POINTS = 10_000  # of a space whose points are counted
+MOST_REPEATS = 20  # trials in a row that propose what has been tried, after which one is drawn from what has not
 
 
 class Nothing(Exception):
@@ -66,6 +69,8 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.budget = Budget(options)
         self.every = every
+        self._repeats = every is None and not options.repeats and not space.is_continuous
+        self._few = space.few_points(MOST_POINTS) if self._repeats else None
         self._liveness = Liveness(options.grace)
         self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
         self._everywhere = Everywhere(url, name) if is_postgres(url) else None
@@ -149,6 +154,7 @@ class Study:
             self._check_change()
             if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
                 self.optuna.set_user_attr("asked", dict(asked))
+                self.optuna.set_user_attr(SINCE, len(self.trials))
 
     def _barren(self) -> bool:
         """Whether no trial has begun to train: each was refused for a mistake."""
@@ -235,16 +241,35 @@ class Study:
         )
 
     def claim(self) -> optuna.Trial:
-        """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`."""
-        trial = self.patience(self._claim)
-        try:
-            self.space.suggest(trial)
-        except Exception as error:
-            if self.space.custom is None or isinstance(error, Ended):  # not of hydra.sweeper.custom_search_space
-                raise
-            self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
-            raise Nothing from error
-        return trial
+        """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`.
+
+        A trial whose point another one has had is ended, and the next one taken: with the same seed it would come out
+        the same. To a sampler it is a pruned one, which turns it to other points (docs/decisions.md).
+        """
+        while True:
+            trial = self.patience(self._claim)
+            try:
+                self.space.suggest(trial)
+            except Exception as error:
+                if self.space.custom is None or isinstance(error, Ended):  # not of hydra.sweeper.custom_search_space
+                    raise
+                self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
+                raise Nothing from error
+            before = self._before(trial)
+            if before is None:
+                return trial
+            self.tell(trial, TrialState.PRUNED, attributes={REPEATS: before})
+
+    def _before(self, trial: optuna.Trial) -> int | None:
+        """The trial before this one that has its point too, unless this one was asked for."""
+        if not self._repeats:
+            return None
+        trials = self.patience(lambda: self.trials)
+        if "fixed_params" in trials[trial.number].system_attrs:
+            return None
+        earlier = self._with_this_config(trials[: trial.number])
+        had = (each for each in earlier if each.state != TrialState.FAIL and REPEATS not in each.user_attrs)
+        return next((each.number for each in had if each.params == trial.params), None)
 
     def _claim(self) -> optuna.Trial:
         with self.alone(), checked(self.url):
@@ -262,6 +287,8 @@ class Study:
                 if running:
                     raise Nothing
                 raise Enough
+            if queued is None and self._few is not None:
+                self._lead_on(trials, self._few)
             number = len(trials) if queued is None else queued
             self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
             trial = self.optuna.ask()
@@ -269,6 +296,24 @@ class Study:
             trial.set_user_attr(WORKER, me())
             self._unsure = None
             return trial
+
+    def _lead_on(self, trials: Sequence[FrozenTrial], every: Sequence[Point]) -> None:
+        """Queue a point that was not tried where the sampler no longer finds one. Raises `Enough` when all were."""
+        tried = {as_key(trial.params) for trial in self._with_this_config(trials)}
+        left = [point for point in every if as_key(point) not in tried]
+        if not left:
+            if any(trial.state == TrialState.RUNNING for trial in trials):
+                raise Nothing
+            raise Enough(f"all {len(every)} points were tried", gained=True)
+        last = trials[-MOST_REPEATS:]
+        if len(last) == MOST_REPEATS and all(REPEATS in trial.user_attrs for trial in last):
+            point = random.Random(f"{self.seed} {len(trials)}").choice(left)
+            self.optuna.enqueue_trial(self.space.named(point))
+
+    def _with_this_config(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that were trained as the next one will be."""
+        since = self.optuna.user_attrs.get(SINCE, 0)
+        return [trial for trial in trials if trial.number >= since and FROM not in trial.user_attrs]
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of those that are wanted are finished; of fixed points, none that were wanted once."""

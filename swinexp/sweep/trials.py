@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
-# that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from.
+# that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from, `REPEATS` the trial that
+# has had its point.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
-FORBIDDEN = "forbidden"
+FORBIDDEN, REPEATS = "forbidden", "repeats"
+SINCE = "since"  # of a study: its first trial of the config that it has now
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
 
@@ -37,8 +39,15 @@ def as_key(point: Mapping[str, Any]) -> str:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of `n_trials`: not when it was copied, and not when it was forbidden."""
-    return FROM not in trial.user_attrs and FORBIDDEN not in trial.user_attrs
+    """Whether it is one of `n_trials`: not when it was copied, forbidden, or had another one's point."""
+    return not {FROM, FORBIDDEN, REPEATS} & trial.user_attrs.keys()
+
+
+def left_out(trial: FrozenTrial) -> str | None:
+    """Why a trial was not trained, if it was not."""
+    if REPEATS in trial.user_attrs:
+        return f"trial {trial.user_attrs[REPEATS]} had this point"
+    return trial.user_attrs.get(FORBIDDEN)
 
 
 def error(trial: FrozenTrial) -> dict[str, str]:

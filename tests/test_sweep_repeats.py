@@ -1,0 +1,137 @@
+"""A point is trained once: what is proposed again is left out, and does not count."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from swinexp.sweep import study as module
+from swinexp.sweep.board import Board, shown_tally
+from swinexp.sweep.budget import Enough
+from swinexp.sweep.study import Study
+from swinexp.sweep.trials import ERROR, FORBIDDEN, REPEATS, counts
+from tests.sweeping import study_of
+
+RANDOM = "hydra/sweeper/sampler=random"
+FEW = ("model=nano,small,tiny", "optimizer=adamw,sgd")
+
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
+
+
+def run(study: Study, most: int = 100) -> str:
+    """Complete so many trials, or as many as there are to be; returns why there are no more."""
+    for _ in range(most):
+        try:
+            trial = study.claim()
+        except Enough as enough:
+            return f"failed: {enough}" if enough.failed else str(enough)
+        study.tell(trial, TrialState.COMPLETE, [1.0])
+    return ""
+
+
+def points(study: Study) -> list[tuple[object, ...]]:
+    return [tuple(sorted(t.params.items())) for t in study.trials if counts(t)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_point_of_a_small_space_is_trained_once(sampler: str) -> None:
+    study = study_of(f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=40", space=FEW)
+    assert run(study) == "all 6 points were tried"
+    assert len(points(study)) == len({*points(study)}) == 6
+    for trial in study.trials:
+        if REPEATS in trial.user_attrs:
+            first = study.trials[trial.user_attrs[REPEATS]]
+            assert (first.params, first.state) == (trial.params, TrialState.COMPLETE)
+    assert run(study_of(RANDOM, "hydra.sweeper.n_trials=40", space=FEW)) == "all 6 points were tried"  # typed again
+
+
+def test_n_trials_is_how_many_are_trained() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=5", space=FEW)
+    assert run(study) == ""
+    assert len({*points(study)}) == 5
+    repeated = len(study.trials) - 5
+    assert repeated > 0
+    assert shown_tally(study.trials) == f"5 complete, {repeated} repeated"
+
+
+def test_where_the_sampler_finds_no_other_point_one_is_drawn_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_REPEATS", 2)
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=12", space=("model=nano,small,tiny", "x=range(1,4)"))
+    assert run(study) == ""
+    assert len({*points(study)}) == 12
+    in_a_row = most = 0
+    for trial in study.trials:
+        in_a_row = in_a_row + 1 if REPEATS in trial.user_attrs else 0
+        most = max(most, in_a_row)
+    assert most == 2
+
+
+def test_conditional_points_are_counted_as_they_are() -> None:
+    conditional = "hydra.sweeper.conditional=[{when: {optimizer: sgd}, params: {m: '1,2,3'}}]"
+    study = study_of(RANDOM, conditional, "hydra.sweeper.n_trials=40", space=["optimizer=adamw,sgd"])
+    assert run(study) == "all 4 points were tried"
+
+
+def test_what_failed_may_be_tried_again_and_a_pruned_or_forbidden_point_not() -> None:
+    study = study_of("hydra.sweeper.n_trials=100", RANDOM, space=FEW)
+    kinds = [{ERROR: {"kind": "out of memory", "line": ""}}, {FORBIDDEN: "too large"}, {}]
+    ends = [TrialState.FAIL, TrialState.PRUNED, TrialState.PRUNED]
+    for state, attributes in zip(ends, kinds, strict=True):
+        study.tell(study.claim(), state, attributes=attributes)
+    failed, *others = (trial.params for trial in study.trials if REPEATS not in trial.user_attrs)
+    run(study)
+    trained = [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert not any(point in trained for point in others)
+    assert all(trained.count(point) == 1 for point in trained)
+    assert {tuple(failed.items())} | {tuple(each.items()) for each in [*others, *trained]} == {
+        (("model", model), ("optimizer", optimizer))
+        for model in ("nano", "small", "tiny")
+        for optimizer in ("adamw", "sgd")
+    }
+
+
+def test_what_is_asked_for_is_trained_again() -> None:
+    first = study_of("hydra.sweeper.n_trials=1", RANDOM, space=FEW)
+    run(first)
+    (point,) = (trial.params for trial in first.trials)
+    typed = ",".join(f"{key}: {value}" for key, value in point.items())
+    study = study_of("hydra.sweeper.n_trials=2", RANDOM, f"hydra.sweeper.enqueue=[{{{typed}}}]", space=FEW)
+    study.fill()
+    run(study)
+    assert points(study) == [tuple(sorted(point.items()))] * 2
+
+
+def test_repeats_may_be_wanted() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=12", "hydra.sweeper.repeats=true", space=FEW)
+    assert run(study) == ""
+    assert len(study.trials) == len(points(study)) == 12
+
+
+def test_with_another_config_a_point_is_another_run() -> None:
+    def asked(epochs: int) -> dict[str, object]:
+        return {"space": study.space.described(), "objective": {}, "config": {"trainer.epochs": epochs}}
+
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=6", space=FEW)
+    study.agree(asked(3))
+    run(study)
+    assert len({*points(study)}) == 6
+    study = study_of(
+        RANDOM, "hydra.sweeper.n_trials=40", "hydra.sweeper.allow_space_change=true", space=FEW, folder=Path("sweep")
+    )
+    study.agree(asked(4))
+    assert run(study) == "all 6 points were tried"
+    assert sorted(points(study)) == sorted([*{*points(study)}] * 2)
+
+
+def test_the_board_says_what_was_left_out() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=6", space=FEW)
+    said = StringIO()
+    with Board(study, ["loss"], Console(file=said, width=200)):
+        run(study)
+    (line,) = (line for line in said.getvalue().splitlines() if line.startswith("trial") and "repeated" in line)
+    first = next(trial for trial in study.trials if REPEATS in trial.user_attrs)
+    assert line.split() == f"trial {first.number} repeated trial {first.user_attrs[REPEATS]} had this point".split()
