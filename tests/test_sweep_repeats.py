@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 from rich.console import Console
 
 from swinexp.sweep import study as module
 from swinexp.sweep.board import Board, shown_tally
 from swinexp.sweep.budget import Enough
-from swinexp.sweep.study import Study
+from swinexp.sweep.study import Nothing, Study
 from swinexp.sweep.trials import ERROR, FORBIDDEN, REPEATS, counts
 from tests.sweeping import study_of
 
@@ -33,6 +35,16 @@ def run(study: Study, most: int = 100) -> str:
     return ""
 
 
+def next_or_none(study: Study) -> Trial | None:
+    """A trial; None when there is none for a second."""
+    for _ in range(20):
+        try:
+            return study.claim()
+        except Nothing:
+            time.sleep(0.05)
+    return None
+
+
 def points(study: Study) -> list[tuple[object, ...]]:
     return [tuple(sorted(t.params.items())) for t in study.trials if counts(t)]
 
@@ -47,6 +59,31 @@ def test_every_point_of_a_small_space_is_trained_once(sampler: str) -> None:
             first = study.trials[trial.user_attrs[REPEATS]]
             assert (first.params, first.state) == (trial.params, TrialState.COMPLETE)
     assert run(study_of(RANDOM, "hydra.sweeper.n_trials=40", space=FEW)) == "all 6 points were tried"  # typed again
+
+
+def test_what_is_left_of_a_small_space_is_not_called_tried_while_it_is_trained() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["optimizer=adamw,sgd"])
+    study.tell(study.claim(), TrialState.COMPLETE, [1.0])
+    last = study.claim()
+    with pytest.raises(Nothing):
+        study.claim()
+    assert study.spent() is None
+    study.give_back(last)
+    assert study.spent() is None
+    assert study.claim().number == last.number
+    study.tell(last, TrialState.COMPLETE, [1.0])
+    assert str(study.spent()) == "all 2 points were tried"
+
+
+def test_of_two_workers_with_one_point_one_has_it() -> None:
+    space = ["optimizer=adamw,sgd"]
+    options = (RANDOM, "hydra.sweeper.n_trials=40")
+    studies = [study_of(*options, space=space) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        claims = [pool.submit(next_or_none, study) for study in studies]
+    got = [claim.result() for claim in claims]
+    trials = [trial for trial in got if trial is not None]
+    assert sorted(trial.params["optimizer"] for trial in trials) == ["adamw", "sgd"]
 
 
 def test_n_trials_is_how_many_are_trained() -> None:

@@ -301,6 +301,21 @@ def test_two_workers_share_the_trials(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
+def test_two_workers_end_when_every_point_was_tried(tmp_path: Path, command: Command) -> None:
+    few = (*SWEEP, "window=w2,w4", "trainer.epochs=1", "schedule.warmup_epochs=0", "hydra.sweeper.n_jobs=2")
+    for _ in range(2):  # and typed again, nothing is begun
+        done = command(*few, "hydra.sweeper.n_trials=9")
+        assert done.returncode == 0, done.stderr
+        (end,) = (line for line in done.stdout.splitlines() if "epochs in all" in line)
+        assert end.endswith("; 2 epochs in all; all 2 points were tried")
+        trained = [trial for trial in trials_of(tmp_path) if trial.state == TrialState.COMPLETE]
+        assert sorted(trial.params["window"] for trial in trained) == ["w2", "w4"]
+    again = [trial.user_attrs["repeats"] for trial in trials_of(tmp_path) if trial.state == TrialState.PRUNED]
+    assert all(trials_of(tmp_path)[number] in trained for number in again)
+    assert {path.name for path in folder_of(tmp_path).glob("[0-9]*")} == {str(trial.number) for trial in trained}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="wants the extra slurm")
 def test_an_editable_install_finds_its_sweeper_beside_an_installed_plugin(
     command: Command, monkeypatch: pytest.MonkeyPatch

@@ -114,10 +114,9 @@ def mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence
         figure.update_xaxes(ticktext=[figure.layout.xaxis.ticktext[0], *names], automargin=True)
         figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
         colours = [colour for _, colour in scaled[0].colorscale]
+        best = 1 if study.direction == StudyDirection.MAXIMIZE else 0
         for line in figure.select_traces(lambda trace: trace.line.color is not None):  # one for each trial
-            share = (
-                line.y[0] if study.direction == StudyDirection.MAXIMIZE else 1 - line.y[0]
-            )  # of the objective's range
+            share = 1 - abs(best - line.y[0])  # of the way to the best; the objective is the first, from 0 to 1
             line.update(line_color=sample_colorscale(colours, [share])[0], opacity=0.8)
 
 

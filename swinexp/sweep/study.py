@@ -38,7 +38,21 @@ from swinexp.sweep.storage import (
     unusable,
     url_of,
 )
-from swinexp.sweep.trials import BEAT, ERROR, FROM, LOST, REPEATS, SINCE, WORKER, as_key, by_key, counts, error, keys_of
+from swinexp.sweep.trials import (
+    BEAT,
+    ERROR,
+    FROM,
+    LOST,
+    REPEATS,
+    SINCE,
+    TAKEN,
+    WORKER,
+    as_key,
+    by_key,
+    counts,
+    error,
+    keys_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +83,7 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.budget = Budget(options)
         self.every = every
-        self._repeats = every is None and not options.repeats and not space.is_continuous
+        self._repeats = every is None and not options.repeats and space.custom is None and not space.is_continuous
         self._few = space.few_points(MOST_POINTS) if self._repeats else None
         self._liveness = Liveness(options.grace)
         self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
@@ -255,21 +269,22 @@ class Study:
                     raise
                 self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
                 raise Nothing from error
-            before = self._before(trial)
-            if before is None:
+            other = self.patience(lambda: self._settled(trial)) if self._repeats else None  # noqa: B023
+            if other is None:
                 return trial
-            self.tell(trial, TrialState.PRUNED, attributes={REPEATS: before})
+            self.tell(trial, TrialState.PRUNED, attributes={REPEATS: other})
 
-    def _before(self, trial: optuna.Trial) -> int | None:
-        """The trial before this one that has its point too, unless this one was asked for."""
-        if not self._repeats:
-            return None
-        trials = self.patience(lambda: self.trials)
-        if "fixed_params" in trials[trial.number].system_attrs:
-            return None
-        earlier = self._with_this_config(trials[: trial.number])
-        had = (each for each in earlier if each.state != TrialState.FAIL and REPEATS not in each.user_attrs)
-        return next((each.number for each in had if each.params == trial.params), None)
+    def _settled(self, trial: optuna.Trial) -> int | None:
+        """The trial that has this one's point; none where this one has it from now on, or was asked for."""
+        with self.alone(), checked(self.url):
+            trials = self.trials
+            asked = "fixed_params" in trials[trial.number].system_attrs
+            others = [] if asked else self._with_this_config(trials)
+            same = (t for t in others if t.number != trial.number and t.params == trial.params and _has_its_point(t))
+            first = next((other.number for other in same), None)
+            if first is None:
+                trial.set_user_attr(TAKEN, True)
+            return first
 
     def _claim(self) -> optuna.Trial:
         with self.alone(), checked(self.url):
@@ -287,8 +302,12 @@ class Study:
                 if running:
                     raise Nothing
                 raise Enough
-            if queued is None and self._few is not None:
-                self._lead_on(trials, self._few)
+            if queued is None and (left := self._left(trials)) is not None:
+                if not left and running:
+                    raise Nothing
+                if not left:
+                    raise self._all_tried()
+                self._lead_on(trials, left)
             number = len(trials) if queued is None else queued
             self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
             trial = self.optuna.ask()
@@ -297,14 +316,25 @@ class Study:
             self._unsure = None
             return trial
 
-    def _lead_on(self, trials: Sequence[FrozenTrial], every: Sequence[Point]) -> None:
-        """Queue a point that was not tried where the sampler no longer finds one. Raises `Enough` when all were."""
+    def spent(self) -> Enough | None:
+        """Why no trial would be begun now, if so, other than that all that are wanted are done."""
+        trials = self.trials
+        spent = self.budget.spent(self.optuna, trials)
+        ended = all(trial.state.is_finished() for trial in trials) and self.finished(trials) < self.wanted
+        return self._all_tried() if spent is None and ended and self._left(trials) == [] else spent
+
+    def _all_tried(self) -> Enough:
+        return Enough(f"all {len(self._few or [])} points were tried", gained=True)
+
+    def _left(self, trials: Sequence[FrozenTrial]) -> list[Point] | None:
+        """The points that no trial has had, if they can be counted."""
+        if self._few is None:
+            return None
         tried = {as_key(trial.params) for trial in self._with_this_config(trials)}
-        left = [point for point in every if as_key(point) not in tried]
-        if not left:
-            if any(trial.state == TrialState.RUNNING for trial in trials):
-                raise Nothing
-            raise Enough(f"all {len(every)} points were tried", gained=True)
+        return [point for point in self._few if as_key(point) not in tried]
+
+    def _lead_on(self, trials: Sequence[FrozenTrial], left: Sequence[Point]) -> None:
+        """Queue one of the points that are left where the sampler no longer finds one."""
         last = trials[-MOST_REPEATS:]
         if len(last) == MOST_REPEATS and all(REPEATS in trial.user_attrs for trial in last):
             point = random.Random(f"{self.seed} {len(trials)}").choice(left)
@@ -410,6 +440,12 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
+
+
+def _has_its_point(trial: FrozenTrial) -> bool:
+    """Whether it was trained, is being trained or will be; a failed one has left its point to others."""
+    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)  # or so before there were marks
+    return REPEATS not in trial.user_attrs and (ended or (TAKEN in trial.user_attrs and trial.state != TrialState.FAIL))
 
 
 def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:

@@ -146,19 +146,19 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
             _workers(what, study).run(lambda: study.patience.once(board.look))
         except Ended as ended:
             if study.finished(study.trials) < study.wanted:
-                spent = study.budget.spent(study.optuna, study.trials)
+                spent = study.spent()
                 if spent is None or not spent.failed:
                     raise
                 return spent
             log.warning("%s", ended)  # others have done what was left
-        return study.budget.spent(study.optuna, study.trials) or Enough()
+        return study.spent() or Enough()
 
 
 def _workers(what: Plan, study: Study) -> Workers:
     options, began, top = what.options, study.budget.began, _is_top(what, study)
     if what.slurm is None:
         return Processes(options.n_jobs, options.per_gpu, what.folder / "workers", began, top, what.gpus)
-    spent = study.budget.spent(study.optuna, study.trials)
+    spent = study.spent()
     left = 0 if spent else study.wanted - study.finished(study.trials)
     return Jobs(what.slurm, min(options.n_jobs, left), began, top)
 

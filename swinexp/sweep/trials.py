@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from, `REPEATS` the trial that
-# has had its point.
+# has its point, and `TAKEN` says that its point is its own.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
-FORBIDDEN, REPEATS = "forbidden", "repeats"
+FORBIDDEN, REPEATS, TAKEN = "forbidden", "repeats", "taken"
 SINCE = "since"  # of a study: its first trial of the config that it has now
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
