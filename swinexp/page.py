@@ -9,6 +9,7 @@ from collections.abc import Sequence
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+h1, p { overflow-wrap: anywhere; } .plot { overflow-x: auto; }
 .note { color: #57606a; margin-top: 0; } .wide { overflow-x: auto; max-height: 34rem; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee4; }

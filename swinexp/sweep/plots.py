@@ -109,8 +109,9 @@ def mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence
         for axis in figure.select_xaxes():
             if choices := known.get(axis.title.text):
                 axis.update(tickvals=[*choices], ticktext=[*choices.values()])
+            axis.title.text = _in_two_lines(axis.title.text)
     elif title.startswith("Parallel"):
-        names = [name.replace(WHEN, f"<br>{WHEN.lstrip()}") for name in _names(study)]
+        names = [_in_two_lines(name) for name in _names(study)]
         figure.update_xaxes(ticktext=[figure.layout.xaxis.ticktext[0], *names], automargin=True)
         figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
         colours = [colour for _, colour in scaled[0].colorscale]
@@ -160,6 +161,11 @@ def _mend_png(figure: Any, title: str, study: optuna.Study, objectives: Sequence
     for part in figure.axes:
         part.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm, which would overlap
         part.set_xlabel(part.get_xlabel().replace(WHEN, f"\n{WHEN.lstrip()}"))
+
+
+def _in_two_lines(name: str) -> str:
+    """A parameter's name, its condition below, as plotly wants it."""
+    return name.replace(WHEN, f"<br>{WHEN.lstrip()}")
 
 
 def _numbers(study: optuna.Study) -> list[int]:

@@ -169,7 +169,8 @@ def _write_html(
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
         mend_html(figure, title, plots[title][1], objectives)
-        sections.append(f"<h2>{say(title)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=False))
+        drawing = figure.to_html(full_html=False, include_plotlyjs=False)
+        sections.append(f'<h2>{say(title)}</h2><div class="plot">{drawing}</div>')
     ways = ", ".join(
         f"{way.name.lower()} {name}" for name, way in zip(objectives, study.optuna.directions, strict=True)
     )
