@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import Trial, create_trial
 
+from swinexp.dashboard.report import _importances
 from swinexp.sweep.importance import Forest
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
@@ -47,6 +51,18 @@ def test_what_the_objective_follows_most_comes_first(objective: Callable[[Trial]
         assert shares["a"] > 0.5
         again = optuna.importance.get_param_importances(study, evaluator=Forest())  # as its pictures do
         assert again == pytest.approx(shares)
+
+
+def test_the_report_on_wandb_has_them_as_a_table() -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(choices, n_trials=12)
+    sweep: Any = SimpleNamespace(optuna=study, trials=study.trials, objectives=["val/accuracy"])
+    head, rule, first, *_, last = _importances(sweep).splitlines()
+    assert (head, rule) == ("| val/accuracy | importance |", "|---|---:|")
+    assert re.fullmatch(r"\| a \| \d+% \|", first)
+    assert last == "Of 12 complete trials; what was pruned does not count."
+    sweep.trials = study.trials[:9]
+    assert "Of 9 complete trials, few to go by; " in _importances(sweep)
 
 
 def test_where_values_do_not_differ_nothing_is_said() -> None:

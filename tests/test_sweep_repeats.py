@@ -113,14 +113,17 @@ def test_conditional_points_are_counted_as_they_are() -> None:
     assert run(study) == "all 4 points were tried"
 
 
-def test_what_failed_may_be_tried_again_and_a_pruned_or_forbidden_point_not() -> None:
+def test_what_failed_is_tried_again_by_the_next_command_and_a_pruned_or_forbidden_point_never() -> None:
     study = study_of("hydra.sweeper.n_trials=100", RANDOM, space=FEW)
     kinds = [{ERROR: {"kind": "out of memory", "line": ""}}, {FORBIDDEN: "too large"}, {}]
     ends = [TrialState.FAIL, TrialState.PRUNED, TrialState.PRUNED]
     for state, attributes in zip(ends, kinds, strict=True):
         study.tell(study.claim(), state, attributes=attributes)
     failed, *others = (trial.params for trial in study.trials if REPEATS not in trial.user_attrs)
-    run(study)
+    assert run(study) == "all 6 points were tried"
+    assert failed not in [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE]
+    time.sleep(0.001)
+    assert run(study_of("hydra.sweeper.n_trials=100", RANDOM, space=FEW)) == "all 6 points were tried"
     trained = [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert not any(point in trained for point in others)
     assert all(trained.count(point) == 1 for point in trained)
@@ -129,6 +132,54 @@ def test_what_failed_may_be_tried_again_and_a_pruned_or_forbidden_point_not() ->
         for model in ("nano", "small", "tiny")
         for optimizer in ("adamw", "sgd")
     }
+
+
+def test_a_space_of_which_every_point_fails_is_a_failure() -> None:
+    study = study_of("hydra.sweeper.n_trials=100", RANDOM, space=["optimizer=adamw,sgd"])
+    for _ in range(2):
+        study.fail(study.claim(), "bug", "broken")
+    with pytest.raises(Enough, match="^all 2 points were tried, and none was trained to its end$") as enough:
+        study.claim()
+    assert enough.value.failed
+
+
+@pytest.mark.parametrize("few", ["x=range(0.1,0.7,0.2)", "x=tag(int,log,interval(1,4))"])
+def test_points_that_are_not_counted_are_not_trained_twice_either(few: str) -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=[few])
+    assert run(study) == "the last 200 points were tried before"
+    assert len(points(study)) == len({*points(study)}) == 4
+
+
+def test_the_end_of_an_interval_is_not_tried_again_and_again() -> None:
+    study = study_of("hydra/sweeper/sampler=gp", "hydra.sweeper.n_trials=14", space=["x=interval(0,1)"])
+    for _ in range(14):
+        trial = study.claim()
+        study.tell(trial, TrialState.COMPLETE, [trial.params["x"]])  # to be minimized: the best is an end
+    assert len({*points(study)}) == 14
+
+
+def test_what_is_typed_is_the_point_that_is_drawn() -> None:
+    few = "x=range(0.1,0.7,0.2)"
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=4", "hydra.sweeper.enqueue=[{x: 0.3}]", space=[few])
+    study.fill()
+    run(study)
+    assert sorted(f"{trial.params['x']:.1f}" for trial in study.trials if counts(trial)) == ["0.1", "0.3", "0.5", "0.7"]
+
+
+def test_a_worker_that_dies_before_its_trial_was_ended_loses_nothing() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=3", space=["optimizer=adamw,sgd", "model=nano,tiny"])
+    run(study, most=1)
+    while True:
+        trial = study._claim()
+        study.space.suggest(trial)
+        if (other := study._settled(trial)) is not None:
+            break
+        study.tell(trial, TrialState.COMPLETE, [1.0])
+    trial.set_user_attr(REPEATS, other)  # and there it dies
+    study.give_back(trial)
+    run(study)
+    assert len({*points(study)}) == len(points(study)) == 3
+    assert study.trials[trial.number].state == TrialState.PRUNED
 
 
 def test_what_is_asked_for_is_trained_again() -> None:

@@ -291,7 +291,7 @@ def test_a_part_of_a_grid_goes_on_past_what_is_forbidden() -> None:
 
 
 def test_a_constraint_that_forbids_everything_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "MOST_IN_VAIN", 5)
+    monkeypatch.setattr(budget, "MOST_FORBIDDEN", 5)
     study = study_of()
     for _ in range(5):
         study.tell(study.claim(), TrialState.PRUNED, attributes={FORBIDDEN: "x"})

@@ -15,7 +15,7 @@ from swinexp.sweep.options import Options
 from swinexp.sweep.trials import FORBIDDEN, REPEATS, counts, epochs, error
 
 BEGAN = "SWINEXP_BEGAN"  # the variable that tells a worker when its command began
-MOST_IN_VAIN = 1000  # points in a row, after which there is probably none left
+MOST_FORBIDDEN = 1000  # in a row, after which there is probably nothing that is allowed
 
 
 class Enough(Exception):
@@ -56,11 +56,9 @@ class Budget:
                 raise Enough(
                     f"{share:.0%} of {len(recent)} trials failed (hydra.sweeper.max_failure_rate)", failed=True
                 )
-        last = trials[-MOST_IN_VAIN:]
-        if len(last) == MOST_IN_VAIN and all({FORBIDDEN, REPEATS} & trial.user_attrs.keys() for trial in last):
-            raise Enough(
-                f"the constraints forbade {MOST_IN_VAIN} points in a row, or they were tried before", failed=True
-            )
+        forbidden = [FORBIDDEN in t.user_attrs for t in trials if t.state.is_finished() and REPEATS not in t.user_attrs]
+        if len(forbidden) >= MOST_FORBIDDEN and all(forbidden[-MOST_FORBIDDEN:]):
+            raise Enough(f"the constraints forbade {MOST_FORBIDDEN} points in a row", failed=True)
         if options.terminator is not None and _terminates(study, options.terminator):
             raise Enough(f"no more is to be gained (hydra.sweeper.terminator={options.terminator})", gained=True)
 

@@ -106,8 +106,8 @@ def options(given: dict[str, Any]) -> Options:
         key = str(error.full_key)
         value = OmegaConf.select(cfg, key, default="…") if key else "…"
         line = explain(error, [f"{key}={shown(value)}"]) or str(error)
-        raise Mistake(
-            re.sub(r"^|(?<=\bexample )|(?<=\bType )(?!for example)|(?<=\bRemove )", f"{WHERE}.", line)
-        ) from error
+        if value != "…":  # else within a list's item, whose keys cannot be typed alone
+            line = re.sub(r"(?<=\bexample )|(?<=\bType )(?!for example)|(?<=\bRemove )", f"{WHERE}.", line)
+        raise Mistake(f"{WHERE}.{line}") from error
     assert isinstance(found, Options)
     return found

@@ -179,7 +179,7 @@ class Space:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether every point has a number of an interval, so that no two are the same."""
+        """Whether every point has a number of an interval, which is hardly drawn twice."""
         every = (each.distribution for each in self.parameters.values())
         return any(isinstance(each, FloatDistribution) and each.step is None for each in every)
 

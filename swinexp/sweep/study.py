@@ -42,6 +42,7 @@ from swinexp.sweep.trials import (
     BEAT,
     ERROR,
     FROM,
+    LED,
     LOST,
     REPEATS,
     SINCE,
@@ -59,7 +60,8 @@ log = logging.getLogger(__name__)
 
 N_TRIALS = 20  # when the search has no end of its own
 MOST_POINTS = 10_000  # of a space whose points are counted
-MOST_REPEATS = 20  # trials in a row that propose what has been tried, after which one is drawn from what has not
+MOST_REPEATS = 20  # in a row, after which chance proposes the next point
+IN_VAIN = 200  # in a row, after which there is probably no other point
 
 
 class Nothing(Exception):
@@ -83,8 +85,11 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.budget = Budget(options)
         self.every = every
-        self._repeats = every is None and not options.repeats and space.custom is None and not space.is_continuous
-        self._few = space.few_points(MOST_POINTS) if self._repeats else None
+        again = (
+            not space.is_continuous or options.sampler["name"] == "gp"
+        )  # which proposes the end of an interval again
+        self._once = every is None and not options.repeats and space.custom is None and again
+        self._few = space.few_points(MOST_POINTS) if self._once else None
         self._liveness = Liveness(options.grace)
         self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
         self._everywhere = Everywhere(url, name) if is_postgres(url) else None
@@ -167,8 +172,8 @@ class Study:
                 )
             self._check_change()
             if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
-                self.optuna.set_user_attr("asked", dict(asked))
                 self.optuna.set_user_attr(SINCE, len(self.trials))
+                self.optuna.set_user_attr("asked", dict(asked))
 
     def _barren(self) -> bool:
         """Whether no trial has begun to train: each was refused for a mistake."""
@@ -257,8 +262,8 @@ class Study:
     def claim(self) -> optuna.Trial:
         """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`.
 
-        A trial whose point another one has had is ended, and the next one taken: with the same seed it would come out
-        the same. To a sampler it is a pruned one, which turns it to other points (docs/decisions.md).
+        A trial whose point another one has is ended, and the next one taken: with the same seed it would come out the
+        same. To a sampler it is a pruned one, which turns TPE to other points (docs/decisions.md).
         """
         while True:
             trial = self.patience(self._claim)
@@ -269,7 +274,7 @@ class Study:
                     raise
                 self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
                 raise Nothing from error
-            other = self.patience(lambda: self._settled(trial)) if self._repeats else None  # noqa: B023
+            other = self.patience(lambda: self._settled(trial)) if self._once else None  # noqa: B023
             if other is None:
                 return trial
             self.tell(trial, TrialState.PRUNED, attributes={REPEATS: other})
@@ -277,14 +282,39 @@ class Study:
     def _settled(self, trial: optuna.Trial) -> int | None:
         """The trial that has this one's point; none where this one has it from now on, or was asked for."""
         with self.alone(), checked(self.url):
-            trials = self.trials
-            asked = "fixed_params" in trials[trial.number].system_attrs
-            others = [] if asked else self._with_this_config(trials)
-            same = (t for t in others if t.number != trial.number and t.params == trial.params and _has_its_point(t))
-            first = next((other.number for other in same), None)
+            trials, since = self.trials, self._since
+            own = trials[trial.number]
+            if REPEATS in own.user_attrs:  # of a worker that died before it had ended it
+                return int(own.user_attrs[REPEATS])
+            if own.user_attrs.get(TAKEN) == since:
+                return None
+            asked = "fixed_params" in own.system_attrs and LED not in own.user_attrs
+            others = [] if asked else self._with_points(trials, since)
+            point = as_key(own.params)
+            first = next((t.number for t in others if t.number != own.number and as_key(t.params) == point), None)
             if first is None:
-                trial.set_user_attr(TAKEN, True)
+                trial.set_user_attr(TAKEN, since)
             return first
+
+    @property
+    def _since(self) -> int:
+        """The first trial of the config that trials have now."""
+        return int(self.optuna.user_attrs.get(SINCE, 0))
+
+    def _with_points(self, trials: Sequence[FrozenTrial], since: int) -> list[FrozenTrial]:
+        """Those of this config that were trained, are being trained or will be.
+
+        One that failed has left its point to the next command, for which what failed may have been mended.
+        """
+
+        def has(trial: FrozenTrial) -> bool:
+            if {FROM, REPEATS} & trial.user_attrs.keys() or trial.user_attrs.get(TAKEN, trial.number) < since:
+                return False
+            if trial.state == TrialState.FAIL:
+                return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self.budget.began
+            return trial.state.is_finished() or TAKEN in trial.user_attrs
+
+        return [trial for trial in trials if has(trial)]
 
     def _claim(self) -> optuna.Trial:
         with self.alone(), checked(self.url):
@@ -302,14 +332,13 @@ class Study:
                 if running:
                     raise Nothing
                 raise Enough
-            if queued is None and (left := self._left(trials)) is not None:
-                if not left and running:
-                    raise Nothing
-                if not left:
-                    raise self._all_tried()
-                self._lead_on(trials, left)
             number = len(trials) if queued is None else queued
             self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
+            if queued is None and self._once:
+                if (over := self._all_tried(trials)) is not None:
+                    raise Nothing if running else over
+                if self._repeats(trials) >= MOST_REPEATS:
+                    self._leave_to_chance(trials)
             trial = self.optuna.ask()
             self._unsure = trial.number
             trial.set_user_attr(WORKER, me())
@@ -320,30 +349,43 @@ class Study:
         """Why no trial would be begun now, if so, other than that all that are wanted are done."""
         trials = self.trials
         spent = self.budget.spent(self.optuna, trials)
-        ended = all(trial.state.is_finished() for trial in trials) and self.finished(trials) < self.wanted
-        return self._all_tried() if spent is None and ended and self._left(trials) == [] else spent
+        if spent is None and self._once and self.finished(trials) < self.wanted:
+            return self._all_tried(trials) if all(trial.state.is_finished() for trial in trials) else None
+        return spent
 
-    def _all_tried(self) -> Enough:
-        return Enough(f"all {len(self._few or [])} points were tried", gained=True)
+    def _all_tried(self, trials: Sequence[FrozenTrial]) -> Enough | None:
+        """Why no other point is to be found, if so."""
+        why = None
+        if self._left(trials) == []:
+            why = f"all {len(self._few or [])} points were tried"
+        elif self._repeats(trials) >= IN_VAIN:
+            why = f"the last {IN_VAIN} points were tried before"
+        if why is None:
+            return None
+        if any(trial.state == TrialState.COMPLETE for trial in trials):
+            return Enough(why, gained=True)
+        return Enough(f"{why}, and none was trained to its end", failed=True)
 
     def _left(self, trials: Sequence[FrozenTrial]) -> list[Point] | None:
-        """The points that no trial has had, if they can be counted."""
+        """The points that no trial has, if they can be counted."""
         if self._few is None:
             return None
-        tried = {as_key(trial.params) for trial in self._with_this_config(trials)}
+        tried = {as_key(trial.params) for trial in self._with_points(trials, self._since)}
         return [point for point in self._few if as_key(point) not in tried]
 
-    def _lead_on(self, trials: Sequence[FrozenTrial], left: Sequence[Point]) -> None:
-        """Queue one of the points that are left where the sampler no longer finds one."""
-        last = trials[-MOST_REPEATS:]
-        if len(last) == MOST_REPEATS and all(REPEATS in trial.user_attrs for trial in last):
-            point = random.Random(f"{self.seed} {len(trials)}").choice(left)
-            self.optuna.enqueue_trial(self.space.named(point))
+    def _repeats(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many of the last trials that have ended had another one's point."""
+        ended = [REPEATS in each.user_attrs for each in trials[self._since :] if each.state.is_finished()]
+        return next((count for count, repeats in enumerate(reversed(ended)) if not repeats), len(ended))
 
-    def _with_this_config(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those that were trained as the next one will be."""
-        since = self.optuna.user_attrs.get(SINCE, 0)
-        return [trial for trial in trials if trial.number >= since and FROM not in trial.user_attrs]
+    def _leave_to_chance(self, trials: Sequence[FrozenTrial]) -> None:
+        """Have the next trial's point drawn, from those that are left where they can be counted."""
+        chance = f"{self.seed} {len(trials)}"
+        if left := self._left(trials):
+            point = random.Random(chance).choice(left)
+            self.optuna.enqueue_trial(self.space.named(point), user_attrs={LED: True})
+        else:
+            self.optuna.sampler = optuna.samplers.RandomSampler(seed=random.Random(chance).getrandbits(32))
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of those that are wanted are finished; of fixed points, none that were wanted once."""
@@ -440,12 +482,6 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
-
-
-def _has_its_point(trial: FrozenTrial) -> bool:
-    """Whether it was trained, is being trained or will be; a failed one has left its point to others."""
-    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)  # or so before there were marks
-    return REPEATS not in trial.user_attrs and (ended or (TAKEN in trial.user_attrs and trial.state != TrialState.FAIL))
 
 
 def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:

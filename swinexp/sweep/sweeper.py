@@ -147,7 +147,7 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
         except Ended as ended:
             if study.finished(study.trials) < study.wanted:
                 spent = study.spent()
-                if spent is None or not spent.failed:
+                if spent is None or not (spent.failed or spent.gained):
                     raise
                 return spent
             log.warning("%s", ended)  # others have done what was left

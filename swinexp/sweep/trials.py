@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from, `REPEATS` the trial that
-# has its point, and `TAKEN` says that its point is its own.
+# has its point, `TAKEN` says that its point is its own, and what `SINCE` then was, and `LED` that chance chose it.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
-FORBIDDEN, REPEATS, TAKEN = "forbidden", "repeats", "taken"
+FORBIDDEN, REPEATS, TAKEN, LED = "forbidden", "repeats", "taken", "led"
 SINCE = "since"  # of a study: its first trial of the config that it has now
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
@@ -34,8 +34,9 @@ def keys_of(trials: Iterable[FrozenTrial]) -> list[str]:
 
 
 def as_key(point: Mapping[str, Any]) -> str:
-    """A point, or a study's parameters, as something to know it by: the same for the same values, in any order."""
-    return json.dumps(by_key(point), sort_keys=True)
+    """A point, or a study's parameters, as something to know it by: the same for the same overrides, in any order."""
+    typed = {key: float(f"{value:.12g}") if isinstance(value, float) else value for key, value in by_key(point).items()}
+    return json.dumps(typed, sort_keys=True)
 
 
 def counts(trial: FrozenTrial) -> bool:
