@@ -89,7 +89,8 @@ class Study:
             not space.is_continuous or options.sampler["name"] == "gp"
         )  # which proposes the end of an interval again
         self._once = every is None and not options.repeats and space.custom is None and again
-        self._few = space.few_points(MOST_POINTS) if self._once else None
+        few = space.few_points(MOST_POINTS) if self._once else None
+        self._few = None if few is None else {as_key(point): point for point in few}
         self._liveness = Liveness(options.grace)
         self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
         self._everywhere = Everywhere(url, name) if is_postgres(url) else None
@@ -371,7 +372,7 @@ class Study:
         if self._few is None:
             return None
         tried = {as_key(trial.params) for trial in self._with_points(trials, self._since)}
-        return [point for point in self._few if as_key(point) not in tried]
+        return [point for key, point in self._few.items() if key not in tried]
 
     def _repeats(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of the last trials that have ended had another one's point."""
