@@ -45,6 +45,19 @@ def next_or_none(study: Study) -> Trial | None:
     return None
 
 
+def work(study: Study) -> str:
+    """As a worker does, until there is enough; returns why."""
+    while True:
+        try:
+            trial = study.claim()
+        except Nothing:
+            time.sleep(0.02)
+        except Enough as enough:
+            return str(enough)
+        else:
+            study.tell(trial, TrialState.COMPLETE, [1.0])
+
+
 def points(study: Study) -> list[tuple[object, ...]]:
     return [tuple(sorted(t.params.items())) for t in study.trials if counts(t)]
 
@@ -148,6 +161,16 @@ def test_points_that_are_not_counted_are_not_trained_twice_either(few: str) -> N
     study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=[few])
     assert run(study) == "the last 200 points were tried before"
     assert len(points(study)) == len({*points(study)}) == 4
+
+
+def test_several_workers_see_that_there_is_no_other_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IN_VAIN", 30)
+    studies = [study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=range(0,0.3,0.1)"]) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        ends = {*pool.map(work, studies)}
+    assert ends == {"the last 30 points were tried before"}
+    assert len({*points(studies[0])}) == len(points(studies[0])) == 4
+    assert len(studies[0].trials) < 80
 
 
 def test_the_end_of_an_interval_is_not_tried_again_and_again() -> None:
