@@ -335,6 +335,9 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, command: Command) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["0", "1", "2"]
     assert lines[-1].startswith("dry run: 3 of 20 trials")
+    few = command(*SWEEP, "window=w2,w4", "hydra.sweeper.dry_run=5").stdout.splitlines()
+    assert sorted(line.split()[1] for line in few[:-1]) == ["window=w2", "window=w4"]  # each once
+    assert few[-1].startswith("dry run: 2 of 20 trials")
     refused = command(*SWEEP, "optimizer=adamw,sgd", "optimizer.momentum=interval(0.8,0.9)", "hydra.sweeper.dry_run=3")
     assert refused.returncode == 2
     assert re.match(r"swinexp: \d of these 3 would be refused. optimizer.momentum=.*: no such key; ", refused.stderr)

@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from optuna.trial import TrialState
 
 from swinexp.explain import no_constraint
 from swinexp.folder import incidental
@@ -26,8 +27,9 @@ from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
 from swinexp.sweep.storage import url_of
-from swinexp.sweep.study import N_TRIALS, another
+from swinexp.sweep.study import MOST_REPEATS, N_TRIALS, another
 from swinexp.sweep.trial import FACTS, Constraint, constraint
+from swinexp.sweep.trials import as_key
 
 log = logging.getLogger(__name__)
 
@@ -201,9 +203,17 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
         study.enqueue_trial(space.named(point))
     number = min(opts.dry_run, len(every)) if every is not None else opts.dry_run
     refused: list[Mistake] = []
-    for index in range(number):
+    listed: list[str] = []
+    for index in range(number + MOST_REPEATS):
+        if len(listed) == number:
+            break
         study.sampler = build_sampler(opts, space, seed, index)
-        point = space.suggest(study.ask())
+        trial = study.ask()
+        point = space.suggest(trial)
+        if as_key(point) in listed and not opts.repeats:
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        listed.append(as_key(point))
         try:
             of_job(config, context, space.overrides(point))
             verdict = ""
@@ -212,6 +222,6 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
             refused.append(mistake)
         print(f"{index}  {shown_params(point)}{verdict}")
     total = len(every) if every is not None else (opts.n_trials or N_TRIALS)
-    print(f"dry run: {number} of {total} trials; fixed overrides: {' '.join(space.fixed) or 'none'}")
+    print(f"dry run: {len(listed)} of {total} trials; fixed overrides: {' '.join(space.fixed) or 'none'}")
     if refused:
-        raise Mistake(f"{len(refused)} of these {number} would be refused. {refused[0]}")
+        raise Mistake(f"{len(refused)} of these {len(listed)} would be refused. {refused[0]}")
