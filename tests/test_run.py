@@ -243,7 +243,8 @@ def test_an_interrupt_while_a_command_is_imported_is_one_line() -> None:
         ("notebook", ["python", "notebook"], None),
         ("-m", ["python", "-m", "theirs.train"], None),  # a package that imports this one
     ):
-        given = f"import sys; sys.argv, sys.orig_argv = [{first!r}], {typed!r}; {code}"
+        heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also behind an &
+        given = f"{heard}; sys.argv, sys.orig_argv = [{first!r}], {typed!r}; {code}"
         done = subprocess.run([sys.executable, "-c", given], capture_output=True, text=True, check=False, timeout=60)
         assert done.stdout == ""
         assert done.stderr == told if told else "KeyboardInterrupt" in done.stderr  # who only imports it, has Python's
@@ -259,8 +260,10 @@ def test_a_signal_before_training_is_told_and_leaves_nothing(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["swinexp", "name=early"])
     monkeypatch.setattr(swinexp.run, "_run", lambda *_: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, swinexp.nothing_begun)  # as a command has it, also behind an &
     with pytest.raises(SystemExit) as stop:
         swinexp.run.cli()
+    signal.signal(signal.SIGINT, before)
     assert stop.value.code == code
     assert capsys.readouterr().err == line
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
