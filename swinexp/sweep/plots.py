@@ -44,8 +44,9 @@ def plots_of(study: Study, objectives: Sequence[str]) -> dict[str, Plot]:
         of = f" for {objective}" if len(objectives) > 1 else ""
         one, name = of_one(whole, index), {"target_name": objective}
         few = ", few to go by" if len(complete) < FEW else ""
-        title = f"Importance{of} ({len(complete)} complete trials{few})"
-        wanted[title] = ("plot_param_importances", one, name | {"evaluator": Forest()})
+        if len({trial.values[index] for trial in complete}) > 1:
+            title = f"Importance{of} ({len(complete)} complete trials{few})"
+            wanted[title] = ("plot_param_importances", one, name | {"evaluator": Forest()})
         if not of:
             wanted["Slices"] = ("plot_slice", one, name)
         wanted[f"Parallel coordinates{of}"] = ("plot_parallel_coordinate", one, name)
