@@ -15,7 +15,7 @@ from swinexp.dashboard.panels import curves, library, only_of, outcome
 from swinexp.dashboard.subject import Subject, Sweep
 from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
-from swinexp.sweep.importance import FEW, Forest
+from swinexp.sweep.importance import Forest, out_of
 from swinexp.sweep.plots import of_one
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
 from swinexp.sweep.report import again, with_threads
@@ -139,7 +139,5 @@ def _importances(sweep: Sweep) -> str:
             continue
         rows = [f"| {key} | {share:.0%} |" for key, share in shares.items()]
         head = [f"| {objective} | importance |", "|---|---:|"]
-        few = ", few to go by" if complete < FEW else ""
-        told = f"Of {complete} complete trials{few}; what was pruned does not count."
-        parts.append("\n".join([*head, *rows, "", told]))
+        parts.append("\n".join([*head, *rows, "", f"Of {out_of(complete)}; what was pruned does not count."]))
     return "\n\n".join(parts)

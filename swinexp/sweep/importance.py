@@ -14,6 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 FEW = 10  # complete trials below which the order of the parameters is mostly chance
 
 
+def out_of(complete: int) -> str:
+    """How many complete trials importances are reckoned from, with a warning where they are few."""
+    return f"{complete} complete trials{', few to go by' if complete < FEW else ''}"
+
+
 class Forest(BaseImportanceEvaluator):
     """Each parameter's share of the variance that a random forest explains: Breiman's mean decrease in impurity (2001).
 

@@ -27,7 +27,7 @@ from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space, build_space
 from swinexp.sweep.storage import url_of
-from swinexp.sweep.study import MOST_REPEATS, N_TRIALS, another
+from swinexp.sweep.study import MOST_REPEATS, N_TRIALS, another, trains_once
 from swinexp.sweep.trial import FACTS, Constraint, constraint
 from swinexp.sweep.trials import as_key
 
@@ -210,7 +210,7 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
         study.sampler = build_sampler(opts, space, seed, index)
         trial = study.ask()
         point = space.suggest(trial)
-        if as_key(point) in listed and not opts.repeats:
+        if as_key(point) in listed and trains_once(opts, space, every):
             study.tell(trial, state=TrialState.PRUNED)
             continue
         listed.append(as_key(point))

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from swinexp.folder import write_atomically
 from swinexp.mistake import first_line
-from swinexp.sweep.importance import FEW, Forest
+from swinexp.sweep.importance import Forest, out_of
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import WHEN
@@ -43,9 +43,8 @@ def plots_of(study: Study, objectives: Sequence[str]) -> dict[str, Plot]:
     for index, objective in enumerate(objectives if len(complete) > 1 else []):
         of = f" for {objective}" if len(objectives) > 1 else ""
         one, name = of_one(whole, index), {"target_name": objective}
-        few = ", few to go by" if len(complete) < FEW else ""
         if len({trial.values[index] for trial in complete}) > 1:
-            title = f"Importance{of} ({len(complete)} complete trials{few})"
+            title = f"Importance{of} ({out_of(len(complete))})"
             wanted[title] = ("plot_param_importances", one, name | {"evaluator": Forest()})
         if not of:
             wanted["Slices"] = ("plot_slice", one, name)

@@ -184,10 +184,8 @@ class Space:
         return any(isinstance(each, FloatDistribution) and each.step is None for each in every)
 
     def few_points(self, most: int) -> list[Point] | None:
-        """`points`, where there are only choices and whole numbers, no more than so many points, and no `custom`."""
-        if self.custom is not None or math.prod(_values(each.distribution) for each in self.all()) > most:
-            return None
-        return self.points()
+        """`points`, where there are only choices and whole numbers, and no more than so many points."""
+        return self.points() if math.prod(_values(each.distribution) for each in self.all()) <= most else None
 
     def changes(self) -> list[Point]:
         """The first value of each parameter together, then every other value alone. Raises `Mistake` as `points`."""

@@ -85,10 +85,7 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.budget = Budget(options)
         self.every = every
-        again = (
-            not space.is_continuous or options.sampler["name"] == "gp"
-        )  # which proposes the end of an interval again
-        self._once = every is None and not options.repeats and space.custom is None and again
+        self._once = trains_once(options, space, every)
         few = space.few_points(MOST_POINTS) if self._once else None
         self._few = None if few is None else {as_key(point): point for point in few}
         self._liveness = Liveness(options.grace)
@@ -483,6 +480,12 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
+
+
+def trains_once(options: Options, space: Space, every: Sequence[Point] | None) -> bool:
+    """Whether a point that is proposed again is left out. Of an interval, only GP proposes a number again: its end."""
+    proposed = every is None and space.custom is None
+    return proposed and not options.repeats and (not space.is_continuous or options.sampler["name"] == "gp")
 
 
 def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
