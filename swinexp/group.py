@@ -29,7 +29,9 @@ from swinexp.sweep.trial import Outside, current_trial, live
 
 ADDRESS, KEY = "SWINEXP_GROUP", "SWINEXP_GROUP_KEY"  # where the first process finds the one that started it
 STARTED = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep.")  # overrides of how the run was started
-TELLING = re.compile(r"^(\[rank\d+\]: )?(?!.*ChildFailedError)[\w.]*Error: |received by PID")  # of what torchrun prints
+TELLING = re.compile(  # of what torchrun and its processes print
+    r"^swinexp: (?!process \d+ ends)|^(\[rank\d+\]: )?(?!.*ChildFailedError)[\w.]*Error: |received by PID"
+)
 FREE = 20.0  # seconds that the folder of a run whose starter was killed is waited for
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -215,8 +217,8 @@ class _Starter:
             error: Any = interrupt(stopping[0])
             error.checkpoint = checkpoint if (checkpoint := path / "checkpoints" / "last.pt").exists() else None
             raise error
-        said = [line for line in words.splitlines() if TELLING.search(line)]
-        lost = Lost(f"one of the run's processes ended: {said[-1].strip() if said else 'it did not say why'}")
+        said = [line.removeprefix("swinexp: ").strip() for line in words.splitlines() if TELLING.search(line)]
+        lost = Lost(f"one of the run's processes ended: {said[-1] if said else 'it did not say why'}")
         if self.trial.number is None:
             print(words, file=sys.stderr)
         else:

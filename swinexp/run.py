@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("swinexp.run")  # also when it is __main__
 
+HEARD = 10.0  # seconds after which what another process than the first has to say is its own
+
 OmegaConf.register_new_resolver("swinexp.run_name", lambda overrides: run_name(list(overrides)), replace=True)
 # Cached under the text of the argument, so that the jobs of a multirun see the name of the whole, not their own.
 OmegaConf.register_new_resolver(
@@ -174,7 +176,9 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if line and local_rank() == 0:  # which speaks for all of its machine
+    if line and local_rank() > 0:  # the first of its machine has the same to say, and torchrun ends all with it
+        time.sleep(HEARD)
+    if line:
         print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
@@ -223,7 +227,8 @@ def reported(arguments: list[str]) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         checkpoint = getattr(interrupt, "checkpoint", None)
         where = f"; {os.path.relpath(checkpoint)} holds all of it, the same command goes on" if checkpoint else ""
-        _end(f"{str(interrupt) or 'interrupted'}{where}", getattr(interrupt, "exit_code", 130))
+        said = "" if local_rank() > 0 else f"{str(interrupt) or 'interrupted'}{where}"
+        _end(said, getattr(interrupt, "exit_code", 130))
     except Exception as error:
         if lost_another(error) and not _full_error:
             print(f"swinexp: process {rank()} ends, because another one did: {first_line(error)}", file=sys.stderr)

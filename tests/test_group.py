@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import pytest
 
+from swinexp.group import _Starter
 from swinexp.mistake import Ended, Mistake
 from swinexp.sweep.trial import Outside, Pruned, current_trial
 from tests.conftest import SMALL, Command, small_run
@@ -116,6 +119,21 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
             continue
         found |= {int(word[5:]): pid for word in words if word.startswith("RANK=")}
     return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("swinexp: process 0 ends, because another one did: x\nswinexp: only mine\nRoot Cause:\n", "only mine"),
+        ("[rank1]: ValueError: no\nswinexp: process 0 ends, because another one did\n", "[rank1]: ValueError: no"),
+        ("swinexp: process 0 ends, because another one did: x\n", "it did not say why"),
+    ],
+)
+def test_why_a_process_ended_is_what_it_said(words: str, why: str) -> None:
+    with Listener(family="AF_UNIX") as listener:
+        starter = _Starter(listener, Outside(), None)
+        with pytest.raises(Ended, match=re.escape(f"one of the run's processes ended: {why}") + "$"):
+            starter.judge(1, Path("run"), words)
 
 
 @pytest.mark.slow

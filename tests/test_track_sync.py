@@ -15,6 +15,7 @@ from swinexp.folder import Folder
 from swinexp.mistake import Ended
 from swinexp.track.sync import being_written, unsent
 from swinexp.track.sync import sync as send
+from tests.slurm import until
 from tests.test_track import FIGURES, row, tracker
 from tests.wandb_server import Server
 
@@ -30,6 +31,7 @@ def run(name: str) -> None:
         track.epoch(1, row())
         track.epoch(2, row())
         track.finish(FIGURES)
+    until(lambda: not being_written(unsent(Path("outputs/wandb"))), seconds=30)  # W&B's process closes it when it may
 
 
 @pytest.mark.slow

@@ -234,9 +234,43 @@ def test_sigusr1_to_one_of_them_is_one_checkpoint(tmp_path: Path) -> None:
     assert saved == [4, 7, 8, 12]  # after each epoch of 4 steps, and when all had heard of it
 
 
+MISTAKEN = """
+import os, time
+import swinexp.run as run
+if os.environ["RANK"] == os.environ.get("LATE"):
+    time.sleep(4)
+if os.environ["RANK"] == os.environ.get("ALONE"):
+    import swinexp.train
+    from swinexp.mistake import Mistake
+    def prepare(*_):
+        raise Mistake("only mine")
+    swinexp.train.prepare, run.HEARD = prepare, 1.0
+run.cli()
+"""
+
+
 @pytest.mark.slow
-def test_a_mistake_is_told_once() -> None:
-    process = torchrun(*ARGUMENTS, "trainer.batch_size=5000")
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_mistake_is_told_once_whoever_is_the_first_to_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setenv("LATE", late)
+    err = mistaken(tmp_path, "trainer.batch_size=5000")
+    assert err.count("swinexp: trainer.batch_size=5000: there are only 200 training images") == 1
+    assert "exitcode  : 2" in err
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_another_process_sees_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALONE", "1")
+    assert mistaken(tmp_path).count("swinexp: only mine\n") == 1
+
+
+def mistaken(tmp_path: Path, *more: str) -> str:
+    """What two processes print to standard error that come to a bad end."""
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "mistaken.py", *ARGUMENTS, *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     _, err = ended(process)
     assert process.returncode != 0
-    assert err.count("swinexp: trainer.batch_size=5000: there are only 200 training images") == 1
+    return err
