@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "-m", "swinexp.run", *arguments]
+def torchrun(*arguments: str, program: Sequence[str] = ("-m", "swinexp.run")) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", *program, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -197,8 +198,7 @@ cli()
 @pytest.mark.slow
 def test_a_process_that_dies_ends_all_with_its_traceback_once(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(DYING)
-    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "dying.py", *ARGUMENTS, "name=dead"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = torchrun(*ARGUMENTS, "name=dead", program=["dying.py"])
     _, err = ended(process)
     assert process.returncode != 0
     assert err.count("ZeroDivisionError: the second one dies") == 1
@@ -226,8 +226,7 @@ cli()
 @pytest.mark.slow
 def test_sigusr1_to_one_of_them_is_one_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "saving.py").write_text(SAVING)
-    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "saving.py", *ARGUMENTS, "name=saved"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = torchrun(*ARGUMENTS, "name=saved", program=["saving.py"])
     out, err = ended(process)
     assert process.returncode == 0, err
     saved = [int(line.rpartition(" ")[2]) for line in out.splitlines() if line.startswith("saved after step")]
@@ -269,8 +268,7 @@ def test_a_mistake_that_only_another_process_sees_is_told(tmp_path: Path, monkey
 def mistaken(tmp_path: Path, *more: str) -> str:
     """What two processes print to standard error that come to a bad end."""
     (tmp_path / "mistaken.py").write_text(MISTAKEN)
-    command = [*TORCHRUN, f"--master-port={29600 + os.getpid() % 300}", "mistaken.py", *ARGUMENTS, *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = torchrun(*ARGUMENTS, *more, program=["mistaken.py"])
     _, err = ended(process)
     assert process.returncode != 0
     return err
