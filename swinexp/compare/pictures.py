@@ -72,6 +72,8 @@ def _mean_curve(group: Group, key: str) -> tuple[list[float], list[float], list[
 
 def draw_costs(groups: Sequence[Group], metric: str, costs: Sequence[str]) -> Figure:
     """A figure over what it costs; a line through the groups that nothing beats at no higher cost."""
+    from matplotlib.patheffects import withStroke
+
     figure = _figure(5.2 * len(costs), 4.2)
     for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
         priced = [group for group in groups if group.of(cost)]
@@ -91,6 +93,8 @@ def draw_costs(groups: Sequence[Group], metric: str, costs: Sequence[str]) -> Fi
                 ha="right" if right else "left",
                 fontsize=7,
                 parse_math=False,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],  # lines may run behind it
+                zorder=4,
             )
         _scale(axes, [*at.values()])
         axes.set(xlabel=COSTS[cost], ylabel=metric)
