@@ -20,6 +20,7 @@ from typing import Any
 import optuna
 import pytest
 
+from swinexp.track.sync import being_written
 from tests.conftest import SMALL, Command
 from tests.wandb_server import KEY, Server, serving
 
@@ -283,6 +284,29 @@ def test_a_resumed_run_goes_on_in_its_own_history(
     for sent, own in zip(run.history, rows, strict=True):
         assert {key: sent[key] for key in own if key not in TIMES} == {key: own[key] for key in own if key not in TIMES}
     assert (run.state, run.summary["state"], run.summary["val/loss"]) == ("finished", "complete", rows[-1]["val/loss"])
+
+
+@pytest.mark.parametrize("gone", [0, 2])
+def test_a_run_that_goes_on_offline_is_the_same_run(gone: int, wandb_server: Server, command: Command) -> None:
+    with stopped_after(3) as process:
+        process.kill()
+    files = [*Path("outputs/wandb").glob("run-*/run-*.wandb")]
+    while being_written(files):  # by W&B's process
+        time.sleep(0.05)
+    del wandb_server.run().history[3 - gone :]  # as if the kill had come before they were sent
+    (known,) = wandb_server.runs
+    wandb_server.fail(401)
+    done = command(*SMALL, "trainer.epochs=8", "name=r", "wandb=online")
+    assert done.returncode == 0, done.stderr
+    assert OFFLINE in done.stdout
+    assert json.loads((RUN / "summary.json").read_text())["wandb"]["id"] == known
+    wandb_server.fault = None
+    for said in ("1 run sent", "nothing to send in outputs/wandb"):
+        done = subprocess.run([sys.executable, "-m", "swinexp.track.sync"], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == said
+    run = wandb_server.run()
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (run.state, run.summary["state"]) == ("finished", "complete")
 
 
 def test_a_run_that_diverges_is_failed(wandb_server: Server, command: Command) -> None:

@@ -77,15 +77,15 @@ def sync(place: Path, command: Sequence[str]) -> None:
         print(f"{server} does not answer ({reason}): W&B goes on trying, ctrl-C ends it", file=sys.stderr)
     begun = [path for path in late(place) if path in ready]
     whole = [path for path in ready if path not in begun]
-    if whole:
-        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL)
-    for path in begun:
+    for path in begun:  # first: of a run that went on offline, it is the part before
         try:
             send_rest(path.parent)
         except Exception as error:  # W&B's, of whatever kind
             print(f"{path.parent}: {one_line(error)}", file=sys.stderr)
         else:
             path.with_name(path.name + UNSENT).unlink()
+    if whole:
+        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL)
     left = [path for path in unsent(place) + late(place) if path in ready]
     print(f"{runs(set(ready) - set(left))} sent")
     if left:

@@ -69,10 +69,12 @@ class WandbRun:
         before = None if known is None else offline_epochs(known)  # while there is no file of this part
         if mode == "online":
             self.run = self._init("online", known, "the run is kept offline")
-            if self.run is None:  # the failed id stays taken in this process
+            if self.run is None and not _forgotten():
                 known = None
         if self.run is None:
             self.run = self._init("offline", known, "the run goes on without it")
+            for file in PLACE.glob(f"run-*-{known}/run-*.wandb"):  # of which a kill may have kept the last epochs here
+                file.with_name(file.name + UNSENT).touch()
         if self.run is None:
             return
         write_text(self.kept, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
@@ -220,6 +222,15 @@ class WandbRun:
         for part in ("train", "val", "ema"):
             run.define_metric(f"{part}/*", step_metric="epoch")
         run.summary.update(dict(facts))
+
+
+def _forgotten() -> bool:
+    """End W&B's own process, in which an id whose start failed stays taken, unless another program began it."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+    return "WANDB_SERVICE" not in os.environ
 
 
 def _command() -> str:
