@@ -13,15 +13,16 @@ out=${1:?"usage: benchmarks/gpu.sh FOLDER"}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} WANDB_MODE=offline PYTHONUNBUFFERED=1
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || { echo "gpu.sh: PYTHON=$PYTHON: no such command" >&2; exit 2; }
+python=$(realpath -s "$python") # each part runs in FOLDER; through a link, for a virtual environment's is one
 data=()
-[ -n "${CIFAR10_JPEG:-}" ] && data=(data=image_folder "data.root=$CIFAR10_JPEG")
+[ -n "${CIFAR10_JPEG:-}" ] && data=(data=image_folder "data.root=$(realpath "$CIFAR10_JPEG")")
 
 part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it here; SIGINT at the limit, so that a run saves
   local name=$1 seconds began=$SECONDS code
   seconds=$("$python" -c "print(max(5, round($2 * ${BUDGET:-1})))")
   shift 2
-  (cd "$out" && timeout --signal=INT --kill-after=15 "$seconds" "$@") > "$out/$name.log" 2>&1
+  (cd "$out" && timeout --signal=INT --kill-after=8 "$seconds" "$@") > "$out/$name.log" 2>&1
   code=$?
   case $code in
     0) verdict=done ;;
@@ -34,10 +35,10 @@ part() { # NAME SECONDS COMMAND…: its log in $out/NAME.log, a line about it he
 : > "$out/parts.txt"
 bench=$root/benchmarks
 part agree 90 "$python" "$bench/agree.py" --out agree.txt
-part step 140 "$python" "$bench/step.py" --batch 128 2048 --json step.json
+part step 120 "$python" "$bench/step.py" --batch 128 2048 --json step.json
 part augment 40 "$python" "$bench/augment.py" --batch 128 --seconds 1 --rounds 1
 part pipeline 60 "$python" "$bench/pipeline.py" --batch 128 --images 10240 --rounds 2 --json pipeline.json
-part speedrun 150 "$python" "$bench/speedrun.py" --seeds 1 --out speedrun.json "${data[@]}"
+part speedrun 170 "$python" "$bench/speedrun.py" --seeds 1 --out speedrun.json "${data[@]}"
 part record 50 "$python" -m swinexp.run experiment=record name=record trainer.compile=graphs "${data[@]}"
 while read -r name _; do
   echo "== $name"

@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     name = f"speedrun-{options.experiment}-{options.seeds}"
     search = ["-m", "hydra/sweeper=swinexp_optuna", "hydra/sweeper/sampler=grid", f"hydra.sweeper.study_name={name}"]
-    seeds = f"seed=range(0,{options.seeds - 1})" if options.seeds > 1 else "seed=0"
+    seeds = f"seed=choice({','.join(map(str, range(options.seeds)))})"  # of one too
     command = ["-m", "swinexp.run", *search, f"experiment={options.experiment}", seeds, *options.overrides]
     code = subprocess.run([sys.executable, *command], check=False).returncode
     if code:
@@ -53,9 +53,9 @@ def main() -> None:
     for key in ("test/accuracy", "ema/test/accuracy"):
         values = [run[key] for run in runs if key in run]
         if values:
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
             verdict = "reached" if statistics.mean(values) >= options.aim else "missed"
-            mean = f"{100 * statistics.mean(values):.2f} ± {100 * spread:.2f} %"
+            mean = f"{100 * statistics.mean(values):.2f}{spread} %"
             print(f"{key:20}{mean:>18}  n={len(values)}  aim {100 * options.aim:.2f} % {verdict}")
     cold = runs[0]["train_seconds"] + runs[0].get("compile_seconds", 0.0)
     warm = statistics.median(run["train_seconds"] for run in runs[1:] or runs)

@@ -86,6 +86,15 @@ def work(asked: Connection, variant: Variant, seconds: float) -> None:
         asked.send(variant.batch * count / timed(step, count, device))
 
 
+def heard(pipe: Connection) -> float | str:
+    """What a process says when it is ready: after how many seconds, or why not."""
+    try:
+        told: float | str = pipe.recv()
+    except EOFError:
+        return "its process ended"
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048])
@@ -102,7 +111,8 @@ def main() -> None:
     for variant in variants(options.batch):
         pipes[variant], theirs = context.Pipe()
         context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()
-    ready = {variant: pipe.recv() for variant, pipe in pipes.items()}
+        theirs.close()  # so that a process that is killed is heard of
+    ready = {variant: heard(pipe) for variant, pipe in pipes.items()}
     failed = {variant: answer for variant, answer in ready.items() if isinstance(answer, str)}
     speeds: dict[Variant, list[float]] = {variant: [] for variant in pipes if variant not in failed}
     for turn in range(options.rounds):

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swinexp.config import typed
 from swinexp.swin import gpu
-from tests.conftest import network
+from swinexp.train import build_model
+from tests.conftest import config, network
 from tests.kernels import WINDOWS, check_operators, differences
 
 CASES = 2 * len(WINDOWS)
@@ -42,6 +45,28 @@ def test_the_kernels_compute_it_on_a_gpu(dtype: torch.dtype, most: float) -> Non
     apart = dict(differences(torch.device("cuda"), dtype))
     assert len(apart) == CASES
     assert all(value < most for value in apart.values()), apart
+
+
+@pytest.mark.parametrize("changes", [[], ["layer_scale"], ["swinv2"], ["rms_norm"], ["depthwise_conv"]])
+def test_tokens_stay_in_bf16(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "kernels_run", lambda _: False)
+    model = build_model(typed(config("model=nano", *(f"block={each}" for each in changes))), classes=10)
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast does not where no GPU is
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    kinds = []
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of a GPU without values
+            model._apply(lambda tensor: torch.empty_like(tensor, device="cuda"))
+            for stage in model.stages():
+                for block in stage.blocks:
+                    block.register_forward_hook(lambda _, given, put: kinds.extend([given[0].dtype, put.dtype]))
+            model(torch.empty(4, 3, 32, 32, device="cuda"))
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+    assert kinds
+    assert set(kinds) == {torch.bfloat16}
 
 
 @needs_gpu

@@ -9,12 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinexp.swin.cpu import add_to, by_hand
+from swinexp.swin.gpu import residual
 from swinexp.swin.windows import gather, inverse
 
 
 def build_norm(kind: str, dim: int, eps: float) -> nn.Module:
     """Over the last dimension: "layer" as in the paper, or "rms", without mean and bias (arXiv 1910.07467)."""
-    return nn.LayerNorm(dim, eps=eps) if kind == "layer" else nn.RMSNorm(dim, eps=eps)
+    return nn.LayerNorm(dim, eps=eps) if kind == "layer" else RMSNorm(dim, eps=eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """In fp32 under autocast, as a LayerNorm is: torch 2.11 leaves it in bf16, and then has no fused kernel for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return super().forward(x.to(self.weight.dtype))
 
 
 class DropPath(nn.Module):
@@ -31,6 +40,7 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C), (B, P, C), and factors (B, 1, 1) drawn beforehand where there are -> (B, P, C)"""
+        branch = residual(branch)  # which a norm or a LayerScale in its end leaves in fp32, and x would be too
         if not self.training or self.rate == 0:
             return x + branch
         if factors is None:

@@ -233,11 +233,10 @@ class Swin(nn.Module):
 
     def logits(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, P, C), the `tokens` -> (B, classes)"""
-        x = residual(x)
         done = 0
         for stage in self.stages():
             depth = len(stage.blocks)
-            x = stage(x, None if factors is None else factors[done : done + depth])
+            x = stage(residual(x), None if factors is None else factors[done : done + depth])
             done += depth
         logits: Tensor = self.head(self.norm(x).mean(dim=1))
         return logits

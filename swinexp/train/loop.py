@@ -370,6 +370,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     began = time.perf_counter()
     if compiled and not state.model.compiled:  # else it is the network of the run before
         state.model.compile()
+    again = False
     try:
         _first_calls(run, state, dataset, captured)
     except RuntimeError as error:
@@ -385,7 +386,8 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
         state.model.uncompile()
         if not captured:
             return None
-        compiled = False
+        compiled, again = False, True
+    if again:  # not within the handler, where the error would keep a graph of the parameters
         _first_calls(run, state, dataset, captured)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
