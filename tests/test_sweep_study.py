@@ -24,7 +24,7 @@ from swinexp.sweep.board import Board
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.liveness import birth, me
 from swinexp.sweep.study import Nothing, Study
-from swinexp.sweep.trials import BEAT, ERROR, FORBIDDEN, FROM, LOST, WORKER, epochs, error
+from swinexp.sweep.trials import BEAT, ERROR, FORBIDDEN, FROM, LOST, WORKER, epochs, error, left_out, took
 from tests.sweeping import gone, study_of
 
 ELSEWHERE = {"host": "elsewhere", "boot": "b", "space": "s", "pid": 7, "birth": 8}
@@ -413,6 +413,77 @@ def test_another_space_or_config_is_refused_with_the_difference() -> None:
         study.agree(asked(study, epochs=3, dim=16))
 
 
+def test_what_was_begun_with_another_config_is_left_behind() -> None:
+    first = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.enqueue=[{x: 0.5}]")
+    first.agree(asked(first, epochs=3))
+    first.fill()
+    first.give_back(first.claim())
+    first.give_back(first.claim())  # the same one
+    study = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.allow_space_change=true")
+    study.agree(asked(study, epochs=4))
+    again = study.claim()
+    assert (again.number, again.params) == (1, {"x": 0.5})
+    study.give_back(again)  # begun with this config
+    run(study, 1.0, 1.0)
+    assert why(study) == ""
+    assert states(study) == ["PRUNED", "COMPLETE", "COMPLETE"]
+    assert [left_out(trial) for trial in study.trials] == [
+        "it was interrupted, and its config is not the study's any more",
+        None,
+        None,
+    ]
+
+
+def test_a_grid_tries_a_point_again_whose_config_was_changed() -> None:
+    def opened(epochs: int) -> Study:
+        options = ("hydra/sweeper/sampler=grid", "hydra.sweeper.allow_space_change=true")
+        study = study_of(*options, space=["x=1,2"])
+        study.agree(asked(study, epochs=epochs))
+        study.fill()
+        return study
+
+    study = opened(3)
+    study.give_back(study.claim())
+    study = opened(4)
+    run(study, 1.0, 1.0)
+    assert why(study) == ""
+    assert sorted(trial.params["x"] for trial in study.trials if trial.state == TrialState.COMPLETE) == [1, 2]
+
+
+def test_a_worker_whose_files_were_changed_meanwhile_does_not_begin() -> None:
+    study = study_of("hydra.sweeper.n_trials=1")
+    study.agree(asked(study, epochs=3))
+    worker = study_of("hydra.sweeper.n_trials=1")
+    worker.still(asked(study, epochs=3))
+    with pytest.raises(
+        Mistake, match=r"a file was changed meanwhile \(epochs was 3 and is 4 now\). Undo that, and type"
+    ):
+        worker.still(asked(study, epochs=4))
+
+
+def test_the_seconds_of_an_interrupted_trial_are_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of()
+    now = time.time()
+    trial = study.claim()
+    monkeypatch.setattr("swinexp.sweep.study.time.time", lambda: now + 100)
+    study.give_back(trial)
+    run(study, 1.0)
+    (done,) = study.trials
+    assert 99 < (took(done) or 0) < 110
+
+
+def test_the_seconds_till_a_worker_died_are_those_till_its_last_epoch() -> None:
+    study = study_of()
+    hand(study, study.claim(), gone())
+    written = study.folder / "0" / "metrics.jsonl"
+    written.parent.mkdir()
+    written.write_text("{}\n")
+    os.utime(written, (time.time() + 50, time.time() + 50))
+    run(study, 1.0)
+    (done,) = study.trials
+    assert 49 < (took(done) or 0) < 60
+
+
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_a_study_whose_trials_were_all_mistaken_begins_anew(storage: str) -> None:
     def opened() -> Study:
@@ -540,6 +611,28 @@ def test_a_warm_start_copies_what_fits_and_counts_none_of_it() -> None:
     third = study_of("hydra.sweeper.warm_start=sweep", space=space, folder=Path("third"))
     third.fill()
     assert len(third.trials) == 3  # not what that one was copied from
+
+
+def test_a_warm_start_that_was_cut_short_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = study_of(folder=Path("old"))
+    run(old, 0.0, 1.0, 2.0, 3.0, 4.0)
+    learn_from(old)
+    study = study_of("hydra.sweeper.warm_start=old")
+    copies = []
+
+    def killed(trial: FrozenTrial) -> None:
+        if len(copies) == 2:
+            raise KeyboardInterrupt
+        copies.append(trial)
+        add(trial)
+
+    add = study.optuna.add_trial
+    monkeypatch.setattr(study.optuna, "add_trial", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study.fill()
+    for _ in range(2):
+        study_of("hydra.sweeper.warm_start=old").fill()
+        assert [trial.value for trial in study.trials] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_warm_start_of_another_space_teaches_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

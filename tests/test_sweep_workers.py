@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,25 @@ def test_a_signal_is_passed_on_and_waited_for(
     assert told.value.exit_code == code  # type: ignore[attr-defined]
     assert (tmp_path / "ended").exists()
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_while_they_are_being_started_reaches_all(
+    start: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = start("time.sleep(60)", 3)
+    begin = subprocess.Popen
+
+    def begun(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
+        process = begin(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGINT)  # before it is known
+        return process
+
+    monkeypatch.setattr(module.subprocess, "Popen", begun)
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        found.run(nothing)
+    assert time.monotonic() - before < 30
+    assert [path.name for path in (tmp_path / "workers").iterdir()] == ["worker0.log"]
 
 
 def test_a_second_signal_ends_them_at_once(start: Callable[..., Processes], tmp_path: Path) -> None:

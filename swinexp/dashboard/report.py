@@ -20,7 +20,7 @@ from swinexp.sweep.plots import of_one
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds, ranked
 from swinexp.sweep.report import again, with_threads
 from swinexp.sweep.space import text
-from swinexp.sweep.trials import by_key, epochs, keys_of
+from swinexp.sweep.trials import by_key, epochs, keys_of, took
 from swinexp.sweep.worker import trial_folder
 
 BEST_TRIALS = 10  # that the table shows
@@ -76,7 +76,7 @@ def _summary(sweep: Sweep) -> str:
     ways = ", ".join(
         f"{way.name.lower()} {name}" for name, way in zip(sweep.objectives, sweep.optuna.directions, strict=True)
     )
-    spent = sum(trial.duration.total_seconds() for trial in sweep.trials if trial.duration is not None)
+    spent = sum(took(trial) or 0 for trial in sweep.trials)
     tally = shown_tally(sweep.trials) or "no trials"
     more = f"; {len(sweep.top.trials)} more of the best points, on further seeds" if sweep.top is not None else ""
     return f"{ways}: {tally}; {epochs(sweep.trials)} epochs, {shown_time(spent)} of training in all{more}."

@@ -18,7 +18,19 @@ from rich.text import Text
 from swinexp.sweep.ranking import front, leaders, shown_values
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import FORBIDDEN, FROM, REPEATS, WORKER, by_key, counts, epochs, error, left_out
+from swinexp.sweep.trials import (
+    CHANGED,
+    FORBIDDEN,
+    FROM,
+    REPEATS,
+    WORKER,
+    by_key,
+    counts,
+    epochs,
+    error,
+    left_out,
+    took,
+)
 
 EVERY = 0.5  # seconds between two looks at the study
 TOLD_LEFT_OUT = (1, 10, 100, 1000)  # which of the trials that were forbidden, or repeat others, have a line
@@ -158,7 +170,7 @@ def failures(trials: Sequence[FrozenTrial]) -> list[str]:
 
 def state(trial: FrozenTrial) -> str:
     """What we call a trial's state."""
-    for mark, name in ((FORBIDDEN, "forbidden"), (REPEATS, "repeated")):
+    for mark, name in ((FORBIDDEN, "forbidden"), (REPEATS, "repeated"), (CHANGED, "outdated")):
         if mark in trial.user_attrs:
             return name
     names = {TrialState.FAIL: "failed", TrialState.WAITING: "queued"}
@@ -172,7 +184,7 @@ def shown_params(params: Mapping[str, Any]) -> str:
 
 
 def _seconds(trial: FrozenTrial) -> str:
-    return "" if trial.duration is None else shown_time(trial.duration.total_seconds())
+    return "" if (own := took(trial)) is None else shown_time(own)
 
 
 def shown_time(seconds: float) -> str:

@@ -94,7 +94,7 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
         )
     seed = OmegaConf.select(config, "seed", default=0)
     every = every_point(opts, space, seed)
-    asked = _asked(config, space, objectives, opts)
+    asked = _asked(config, space, objectives, opts) | _varied_options(space, context)
     folder = Path(config.hydra.sweep.dir)
     url = url_of(opts.storage, folder.absolute())
     gpus = OmegaConf.select(config, "trainer.gpus", default=1)
@@ -152,16 +152,31 @@ def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Op
     whole: Any = OmegaConf.to_container(config, resolve=False)
     whole.pop("hydra", None)
     varied = {parameter.key for parameter in space.all()}
+    fixed = leaves(whole)
+    apart = ("objective",) if fixed.get("data.name") == "image_folder" else ("objective", "data.root")
 
     def same(key: str) -> bool:
         under = any(key == each or key.startswith(f"{each}.") for each in varied)
-        return not under and not incidental(key) and key not in ("data.root", "objective")
+        return not under and not incidental(key) and key not in apart
 
     return {
         "space": space.described(),
         "objective": {"objective": list(objectives), "seeds": opts.seeds, "constraints": opts.constraints},
-        "config": {key: value for key, value in leaves(whole).items() if same(key)},
+        "config": {key: value for key, value in fixed.items() if same(key)},
     }
+
+
+def _varied_options(space: Space, context: HydraContext) -> dict[str, Any]:
+    """What the files hold whose options are tried, of which the config of the command says nothing."""
+    loader: Any = context.config_loader
+    found: dict[str, Any] = {}
+    for parameter in space.all():
+        options = set(loader.get_group_options(parameter.key))
+        for option in options.intersection(map(str, parameter.values() if options else [])):
+            read = loader.repository.load_config(f"{parameter.key}/{option}")
+            content: Any = OmegaConf.to_container(read.config, resolve=False)
+            found |= {f"{parameter.key}={option}: {key}": value for key, value in leaves(content).items()}
+    return {"options": found} if found else {}
 
 
 def rehearse(space: Space, config: DictConfig, context: HydraContext) -> None:

@@ -25,7 +25,7 @@ from swinexp.sweep.plots import Plot, drawn, mend_html, plots_of, write_pngs
 from swinexp.sweep.ranking import Leader, leaders, number, on_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
-from swinexp.sweep.trials import ERROR, FROM, by_key, epochs, error, keys_of, left_out
+from swinexp.sweep.trials import ERROR, FROM, by_key, epochs, error, keys_of, left_out, took
 from swinexp.sweep.worker import trial_folder
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
     writer.writerow(["trial", "state", *objectives, *keys, "epochs", "seconds", "folder", "wandb", "error", *more])
     for trial in trials:
         values = trial.values or [""] * len(objectives)
-        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
+        seconds = "" if (own := took(trial)) is None else f"{own:.1f}"
         point = by_key(trial.params)
         params = [text(point[key]) if key in point else "" for key in keys]
         folder = trial_folder(study.folder, trial.number, study.options.seeds)
@@ -155,7 +155,7 @@ def _write_html(
     from plotly.offline import get_plotlyjs
 
     say = html.escape
-    spent = sum(trial.duration.total_seconds() for trial in trials if trial.duration is not None)
+    spent = sum(took(trial) or 0 for trial in trials)
     sections = []
     if best:
         sections.append(f"<h2>{'Best' if len(objectives) == 1 else 'On the front'}</h2>")
@@ -200,7 +200,7 @@ def _table(
         seeds = [f"{figure:.4g}" for figure in figures.get(trial.number, [])] or [""] * len(more)
         point = by_key(trial.params)
         params = [_number(point[key]) if key in point else "" for key in keys]
-        seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
+        seconds = "" if (own := took(trial)) is None else f"{own:.1f}"
         cells = [str(trial.number), state(trial), *values, *seeds, *params, str(epochs([trial])), seconds]
         run = f'<a href="{say(link)}/">{say(link)}</a>' if folder.is_dir() else ""
         if ERROR in trial.user_attrs:

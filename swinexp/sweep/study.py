@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -40,12 +41,16 @@ from swinexp.sweep.storage import (
 )
 from swinexp.sweep.trials import (
     BEAT,
+    BEFORE,
+    CHANGED,
     ERROR,
     FROM,
+    LEARNT,
     LED,
     LOST,
     REPEATS,
     SINCE,
+    SPENT,
     TAKEN,
     WORKER,
     as_key,
@@ -161,7 +166,7 @@ class Study:
             if self._barren():
                 self._begin_anew()
             known = self.optuna.user_attrs.get("asked")
-            if known == asked:
+            if known is not None and alike(known, asked):
                 return
             if known is not None and not self.options.allow_space_change:
                 raise Mistake(
@@ -170,13 +175,36 @@ class Study:
                 )
             self._check_change()
             if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
+                self._leave_behind()
                 self.optuna.set_user_attr(SINCE, len(self.trials))
                 self.optuna.set_user_attr("asked", dict(asked))
 
+    def still(self, asked: Mapping[str, Any]) -> None:
+        """Raise `Mistake` when the files that make the config have changed since the sweep's command read them."""
+        known = self.optuna.user_attrs["asked"]
+        done = self.options.allow_space_change and self.finished(self.trials) >= self.wanted  # and `known` of before
+        if not done and not alike(known, asked):
+            raise Mistake(
+                f"study {self.name} began with something else, and a file was changed meanwhile "
+                f"({_difference(known, asked)}). Undo that, and type the same command; or with "
+                "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
+            )
+
+    def _leave_behind(self) -> None:
+        """Mark what was begun with another config and is not finished: it cannot go on with this one."""
+        for trial in self.trials:
+            if WORKER in trial.user_attrs and not trial.state.is_finished():
+                self.optuna._storage.set_trial_user_attr(trial._trial_id, BEFORE, True)
+
     def _barren(self) -> bool:
-        """Whether no trial has begun to train: each was refused for a mistake."""
+        """Whether no trial has begun to train: each was refused for a mistake, and left no folder."""
         own = [trial for trial in self.trials if FROM not in trial.user_attrs]
-        return bool(own) and all(t.state == TrialState.FAIL and error(t)["kind"] == "mistake" for t in own)
+        return bool(own) and all(
+            trial.state == TrialState.FAIL
+            and error(trial)["kind"] == "mistake"
+            and not (self.folder / str(trial.number)).exists()
+            for trial in own
+        )
 
     def _begin_anew(self) -> None:
         storage, directions = self.optuna._storage, self.optuna.directions
@@ -201,14 +229,16 @@ class Study:
     def _fill(self) -> None:
         with self.alone():
             trials = self.trials
-            if self.options.warm_start is not None and not any(FROM in trial.user_attrs for trial in trials):
-                self._learn(self.options.warm_start)
+            if self.options.warm_start is not None and LEARNT not in self.optuna.user_attrs:
+                self._learn(self.options.warm_start, there=sum(FROM in trial.user_attrs for trial in trials))
+                self.optuna.set_user_attr(LEARNT, self.options.warm_start)
             points = [*map(self.space.check, self.options.enqueue), *(self.every or [])[: self.options.n_trials]]
             self._queue(points, trials, most=len(points))
 
     def _queue(self, points: Sequence[Point], trials: Sequence[FrozenTrial], most: int) -> int:
         """Queue those that were not queued before, so many at most; returns how many."""
-        there = {as_key(t.system_attrs["fixed_params"]) for t in trials if "fixed_params" in t.system_attrs}
+        queued = [t for t in trials if "fixed_params" in t.system_attrs and CHANGED not in t.user_attrs]
+        there = {as_key(trial.system_attrs["fixed_params"]) for trial in queued}
         new = {as_key(point): point for point in points if as_key(point) not in there}
         for point in [*new.values()][:most]:
             self.optuna.enqueue_trial(self.space.named(point))
@@ -221,7 +251,8 @@ class Study:
         given = self.options.n_trials
         return known if given is None else given if self.every is None else min(known, given)
 
-    def _learn(self, folder: str) -> None:
+    def _learn(self, folder: str, there: int) -> None:
+        """Copy the trials of another study, but for the first ones that are `there`: a kill may have cut it short."""
         known = another(folder)
         taken = 0
         for trial in known.get_trials(deepcopy=False):
@@ -234,6 +265,9 @@ class Study:
             parts = self.space.parts(point)
             if trial.values is None or len(parts) != len(point):
                 continue
+            taken += 1
+            if taken <= there:
+                continue
             self.optuna.add_trial(
                 optuna.trial.create_trial(
                     state=trial.state,
@@ -244,7 +278,6 @@ class Study:
                     user_attrs={FROM: folder},
                 )
             )
-            taken += 1
         if taken:
             log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
             return
@@ -265,6 +298,9 @@ class Study:
         """
         while True:
             trial = self.patience(self._claim)
+            if BEFORE in trial.user_attrs:
+                self._end_outdated(trial)
+                continue
             try:
                 self.space.suggest(trial)
             except Exception as error:
@@ -276,6 +312,13 @@ class Study:
             if other is None:
                 return trial
             self.tell(trial, TrialState.PRUNED, attributes={REPEATS: other})
+
+    def _end_outdated(self, trial: optuna.Trial) -> None:
+        """End a trial that was begun with another config; a point that was asked for is queued again."""
+        self.tell(trial, TrialState.PRUNED, attributes={CHANGED: True})
+        asked = self.optuna._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params")
+        if asked is not None:
+            self.patience(lambda: self.optuna.enqueue_trial(asked))
 
     def _settled(self, trial: optuna.Trial) -> int | None:
         """The trial that has this one's point; none where this one has it from now on, or was asked for."""
@@ -449,6 +492,7 @@ class Study:
     def _give_back(self, trial: optuna.Trial) -> None:
         with self.alone(), checked(self.url):
             if self.mine(trial):
+                self._spend(self.optuna._storage.get_trial(trial._trial_id), time.time())
                 self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def beat(self, trial: optuna.Trial, count: int) -> None:
@@ -469,7 +513,8 @@ class Study:
 
     def _requeue(self, trial: FrozenTrial) -> None:
         storage, number = self.optuna._storage, trial._trial_id
-        written = (self.folder / str(trial.number)).glob("**/metrics.jsonl")  # a study need not be told of epochs
+        written = [*(self.folder / str(trial.number)).glob("**/metrics.jsonl")]  # a study need not be told of epochs
+        self._spend(trial, max((path.stat().st_mtime for path in written), default=0.0))
         epochs = sum(path.read_text().count("\n") for path in written)
         lost = [*trial.user_attrs.get(LOST, []), max(epochs, *trial.intermediate_values, 0)]
         storage.set_trial_user_attr(number, LOST, lost)
@@ -480,6 +525,17 @@ class Study:
             storage.set_trial_state_values(number, TrialState.FAIL)
             return
         storage.set_trial_state_values(number, TrialState.WAITING)
+
+    def _spend(self, trial: FrozenTrial, until: float) -> None:
+        """Keep the seconds that a trial ran till it was interrupted: Optuna counts from when it goes on."""
+        if trial.datetime_start is not None:
+            own = max(0.0, until - trial.datetime_start.timestamp())
+            self.optuna._storage.set_trial_user_attr(trial._trial_id, SPENT, trial.user_attrs.get(SPENT, 0.0) + own)
+
+
+def alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether two sweeps are the same one, in what both tell."""
+    return all(known[part] == asked[part] for part in known.keys() & asked.keys())
 
 
 def trains_once(options: Options, space: Space, every: Sequence[Point] | None) -> bool:
@@ -504,7 +560,7 @@ def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
 
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     said = []
-    for part in ("space", "objective", "config"):
+    for part in ("space", "objective", "config", "options"):
         before, now = known.get(part, {}), asked.get(part, {})
         if not isinstance(before, dict):
             before, now = {part: before}, {part: now}

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import IntDistribution
 
 from swinexp.folder import write_text
-from swinexp.mistake import Ended
+from swinexp.mistake import Ended, Mistake
 from swinexp.sweep.board import Board, print_end
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.jobs import Jobs
@@ -82,8 +82,9 @@ def sweep(
             raise
         except Away:  # with whom the report would have to be written
             raise
-        except Ended:
-            _leave(study, top, what, "its workers ended; the same command goes on")
+        except (Ended, Mistake) as error:
+            if isinstance(error, Ended) or study.finished(study.trials):
+                _leave(study, top, what, "its workers ended; the same command goes on")
             raise
         _leave(study, top, what, str(enough))
     if enough.failed:
@@ -117,6 +118,7 @@ def _work(what: Plan, launch: Launch) -> None:
     """As one of several workers; the last one left writes the report where nobody else can."""
     with ExitStack() as opened:
         study = opened.enter_context(closing(_study(what)))
+        study.still(what.asked)
         top = opened.enter_context(closing(_top(what, study))) if of_the_top() else None
         enough = _worker(what, top or study, launch).work()
         if orphaned():
@@ -144,7 +146,7 @@ def _search(what: Plan, study: Study, launch: Launch) -> Enough:
             return _worker(what, study, launch, board).work()
         try:
             _workers(what, study).run(lambda: study.patience.once(board.look))
-        except Ended as ended:
+        except (Ended, Mistake) as ended:
             if study.finished(study.trials) < study.wanted:
                 spent = study.spent()
                 if spent is None or not (spent.failed or spent.gained):

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from, `REPEATS` the trial that
 # has its point, `TAKEN` says that its point is its own, and what `SINCE` then was, and `LED` that chance chose it.
+# `SPENT` are the seconds before it was last interrupted. `BEFORE` was begun with another config than the study has now,
+# and `CHANGED` could for that not go on.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
 FORBIDDEN, REPEATS, TAKEN, LED = "forbidden", "repeats", "taken", "led"
-SINCE = "since"  # of a study: its first trial of the config that it has now
+SPENT, BEFORE, CHANGED = "spent", "before", "changed"
+# Of a study: its first trial of the config that it has now, and whether it has all that it is to learn from.
+SINCE, LEARNT = "since", "learnt"
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
 
@@ -40,15 +44,22 @@ def as_key(point: Mapping[str, Any]) -> str:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of `n_trials`: not when it was copied, forbidden, or had another one's point."""
-    return not {FROM, FORBIDDEN, REPEATS} & trial.user_attrs.keys()
+    """Whether it is one of `n_trials`: not a copied or forbidden one, nor one whose point or config is another's."""
+    return not {FROM, FORBIDDEN, REPEATS, CHANGED} & trial.user_attrs.keys()
 
 
 def left_out(trial: FrozenTrial) -> str | None:
     """Why a trial was not trained, if it was not."""
     if REPEATS in trial.user_attrs:
         return f"trial {trial.user_attrs[REPEATS]} had this point"
+    if CHANGED in trial.user_attrs:
+        return "it was interrupted, and its config is not the study's any more"
     return trial.user_attrs.get(FORBIDDEN)
+
+
+def took(trial: FrozenTrial) -> float | None:
+    """How long a trial that has ended ran, interruptions left out."""
+    return None if trial.duration is None else trial.duration.total_seconds() + trial.user_attrs.get(SPENT, 0.0)
 
 
 def error(trial: FrozenTrial) -> dict[str, str]:

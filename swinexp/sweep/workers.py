@@ -167,12 +167,13 @@ class Processes(Workers):
 
     def start(self) -> None:
         for worker in self.shares:
-            self.again(worker)
+            if not self.asked:
+                self.again(worker)
 
     def again(self, worker: str) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
         with self._log(worker).open("ab") as file:
-            self.running[worker] = subprocess.Popen(
+            process = self.running[worker] = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
                 env={**os.environ, **self.variables, **self.shares[worker]},
                 stdin=subprocess.DEVNULL,
@@ -180,6 +181,8 @@ class Processes(Workers):
                 stderr=file,
                 start_new_session=True,
             )
+        if self.asked:  # while it was being started, and `tell` did not know of it
+            process.send_signal(signal.SIGKILL if len(self.asked) > 1 else self.asked[0])
 
     def ended(self) -> dict[str, int]:
         codes = {worker: process.poll() for worker, process in self.running.items()}

@@ -186,7 +186,7 @@ class Tracker:
         self.state = "pruned" if pruned else "complete"
         known = {"state": self.state, **self.environment, **({"pruned": True} if pruned else {})}
         summary = {**finite(figures), **self.facts, **known}
-        self.wandb.summary(figures)
+        self.wandb.summary({**figures, "state": self.state})  # a kill after summary.json would leave it as running
         if not pruned:
             self._keep_checkpoints(figures)
         if self.wandb:
