@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+RAISES = "SWINEXP_RAISES"  # in the environment: HYDRA_FULL_ERROR is there for us, and not the user's
 TOLD = {"told": True}  # a log record's `extra`: standard error has the line, the console needs no second one
 
 

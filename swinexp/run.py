@@ -35,7 +35,7 @@ from swinexp import CONF, SWEEPS, nothing_begun
 from swinexp.explain import check_files, check_flags, check_options, explain
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import TOLD, Ended, Mistake, first_line, interrupt, too_late
+from swinexp.mistake import RAISES, TOLD, Ended, Mistake, first_line, interrupt, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -246,6 +246,8 @@ def cli() -> None:
         Plugins.instance().register(sweeper)
     basic = f"{SwinexpBasic.__module__}.{SwinexpBasic.__name__}"  # in the place of Hydra's own
     ConfigStore.instance().store("basic", replace(BasicSweeperConf(), _target_=basic), "hydra/sweeper")
+    if not _full_error:
+        os.environ[RAISES] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise, so that mistakes can be told apart here
     if rank() > 0:  # the first process speaks for all
         sys.argv[:] = [each for each in sys.argv if not each.startswith("hydra/job_logging=")]

@@ -368,6 +368,45 @@ def test_another_space_is_refused_and_changes_nothing(tmp_path: Path, command: C
     assert len(trials_of(tmp_path)) == 2
 
 
+def own_options(weight_decay: float) -> tuple[str, ...]:
+    """An optimizer of one's own, as a file that may be edited."""
+    path = Path("my", "optimizer", "mine.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"defaults: [adamw, _self_]\nweight_decay: {weight_decay}\n")
+    return ("--config-dir", "my")
+
+
+@pytest.mark.slow
+def test_a_tried_option_whose_file_was_edited_is_another_one(tmp_path: Path, command: Command) -> None:
+    options = (*SWEEP, "hydra/sweeper/sampler=grid", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    assert command(*own_options(0.05), *options, "optimizer=mine,sgd").returncode == 0
+    refusal = command(*own_options(0.75), *options, "optimizer=mine,sgd")
+    assert refusal.returncode == 2
+    (line,) = refusal.stderr.splitlines()
+    assert "begun with something else (optimizer=mine: weight_decay was 0.05 and is 0.75 now)" in line
+    assert len(trials_of(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Path, command: Command) -> None:
+    top = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.top_k=1", "hydra.sweeper.top_seeds=2")
+    options = (*SWEEP, "trainer.epochs=20", "optimizer=mine", "optimizer.lr=1e-3,2e-3", *top)
+    process = begun(*own_options(0.05), *options)
+    wait_for(process, lambda: all(epochs(folder_of(tmp_path) / str(number)) for number in range(2)))
+    own_options(0.75)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    (line,) = [each for each in errors.splitlines() if each.startswith("swinexp: ")]
+    assert "a file was changed meanwhile (optimizer.weight_decay was 0.05 and is 0.75 now)" in line
+    assert "best: " in said
+    assert not (folder_of(tmp_path) / "top" / "0").exists()
+    assert command(*own_options(0.05), *options).returncode == 0
+    assert (
+        yaml.safe_load((folder_of(tmp_path) / "top" / "0" / "config.yaml").read_text())["optimizer"]["weight_decay"]
+        == 0.05
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -15,9 +15,11 @@ from optuna.trial import FixedTrial
 
 from swinexp.mistake import Mistake
 from swinexp.sweep.options import Conditional
+from swinexp.sweep.plan import _asked
 from swinexp.sweep.space import Space, build_space, text
 from swinexp.sweep.trials import as_key, by_key
-from tests.sweeping import GROUPS, space_of
+from tests.conftest import config
+from tests.sweeping import GROUPS, space_of, sweeper_options
 
 
 def distribution(typed: str) -> BaseDistribution:
@@ -416,3 +418,10 @@ def test_what_python_suggests_is_added() -> None:
     point = space.suggest(FixedTrial({"x": 2, "y": 3}))
     assert point == {"x": 2, "y": 3}
     assert space.overrides(point) == ["x=2", "y=3"]
+
+
+@pytest.mark.parametrize(("data", "told"), [("image_folder", True), ("cifar10", False)])
+def test_where_images_of_ones_own_lie_is_part_of_a_sweep(data: str, told: bool) -> None:
+    whole = config(f"data={data}", "data.root=A", "model=nano")
+    asked = _asked(whole, space_of("optimizer.lr=interval(0,1)"), ["val/loss"], sweeper_options())
+    assert ("data.root" in asked["config"]) == told

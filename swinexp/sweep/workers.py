@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from swinexp.mistake import Ended, Mistake, check, interrupt
+from swinexp.mistake import RAISES, Ended, Mistake, check, interrupt
 from swinexp.sweep.budget import BEGAN
 from swinexp.sweep.options import WHERE
 from swinexp.sweep.patience import Away
@@ -152,6 +152,12 @@ class Workers(ABC):
         self.tell(number, again)
 
 
+def _environment() -> dict[str, str]:
+    """As the user has it: HYDRA_FULL_ERROR may be ours, and a worker would show tracebacks for its mistakes."""
+    ours = ("HYDRA_FULL_ERROR", RAISES) if RAISES in os.environ else ()
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
 class Processes(Workers):
     """Of this machine, in sessions of their own: ctrl-C reaches this process alone, which tells them; if it is killed,
     they go on.
@@ -175,7 +181,7 @@ class Processes(Workers):
         with self._log(worker).open("ab") as file:
             process = self.running[worker] = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
-                env={**os.environ, **self.variables, **self.shares[worker]},
+                env={**_environment(), **self.variables, **self.shares[worker]},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
