@@ -180,6 +180,7 @@ def _end(line: str, code: int) -> NoReturn:
         time.sleep(HEARD)
     if line:
         print(f"swinexp: {' '.join(line.splitlines())}", file=sys.stderr)
+    exec("")  # else python -m ends by SIGINT, whatever the code, where an exec (of a dataclass, say) was interrupted
     sys.exit(code)
 
 

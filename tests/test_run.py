@@ -268,3 +268,10 @@ def test_a_signal_before_training_is_told_and_leaves_nothing(
     assert capsys.readouterr().err == line
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sigterm_within_an_import_has_its_own_exit_code(tmp_path: Path) -> None:
+    code = 'import signal, swinexp.run as r\nwith r.reported([]):\n    exec("signal.raise_signal(signal.SIGTERM)")\n'
+    (tmp_path / "m.py").write_text(code)
+    done = subprocess.run([sys.executable, "-m", "m"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "swinexp: stopped by SIGTERM\n")

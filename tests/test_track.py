@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -452,6 +453,28 @@ def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
     assert killed in ("running", None)  # W&B keeps a summary a second or two after it is told
     assert ended == "complete"
     assert [each["epoch"] for _, history in seen for each in history] == [*range(1, 13)]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_its_end_is_no_running_one_in_wandb(tmp_path: Path) -> None:
+    code = """
+import os, signal, time
+from swinexp.run import cli
+from swinexp.track import tracker
+
+def write(path, text):
+    before(path, text)
+    if path.name == "summary.json":
+        time.sleep(4)  # till W&B's own process has written it too
+        os.kill(os.getpid(), signal.SIGKILL)
+
+before, tracker.write_text = tracker.write_text, write
+cli()
+"""
+    done = subprocess.run([sys.executable, "-c", code, *QUICK, "wandb=offline"], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    figures = [record["update"] for record in records(offline(), "summary")]
+    assert [each["state"] for each in figures if "state" in each][-1] == "complete"
 
 
 def test_a_run_that_goes_on_under_another_id_has_its_epochs_of_before(tmp_path: Path) -> None:
