@@ -456,7 +456,7 @@ def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_its_end_is_no_running_one_in_wandb(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_at_its_end_is_no_running_one_in_wandb() -> None:
     code = """
 import os, signal, time
 from swinexp.run import cli
