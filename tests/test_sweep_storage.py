@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from swinexp.mistake import Mistake
-from swinexp.sweep.storage import alone, checked, open_storage, shown_url, url_of
+from swinexp.sweep.storage import _Lock, alone, checked, open_storage, shown_url, url_of
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
 
@@ -143,6 +143,22 @@ def test_a_place_below_a_file_is_told(tmp_path: Path, kind: str) -> None:
 )
 def test_a_server_that_is_not_there_is_told_without_its_password(url: str) -> None:
     assert "secret" not in unusable(url)
+
+
+def test_a_lock_that_is_interrupted_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = _Lock(tmp_path / "journal.log")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_mend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+    waiting = threading.Thread(target=lock.acquire, daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_the_lock_is_for_one_at_a_time(tmp_path: Path) -> None:

@@ -83,8 +83,17 @@ class _Lock:
         self.handle = -1
 
     def acquire(self) -> bool:
-        self.handle = os.open(self.journal.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
+        handle = os.open(self.journal.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._mend()
+        except BaseException:  # a signal's too: this process would wait for itself
+            os.close(handle)
+            raise
+        self.handle = handle
+        return True
+
+    def _mend(self) -> None:
         with self.journal.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
             for begin in range(end - 1, -1, -1):
@@ -95,7 +104,6 @@ class _Lock:
                 begin = -1
             if begin + 1 < end:
                 file.truncate(begin + 1)
-        return True
 
     def release(self) -> None:
         os.close(self.handle)
