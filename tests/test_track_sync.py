@@ -20,10 +20,9 @@ from tests.test_track import FIGURES, row, tracker
 from tests.wandb_server import Server
 
 
-def sync() -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "swinexp.track.sync"], capture_output=True, text=True, check=False, timeout=120
-    )
+def sync(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "swinexp.track.sync", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def run(name: str) -> None:
@@ -44,9 +43,21 @@ def test_what_is_offline_is_sent_once(wandb_server: Server) -> None:
     assert [each["epoch"] for each in sent.history] == [1, 2]
     assert sent.summary["state"] == "complete"
     assert unsent(Path("outputs/wandb")) == []
+    assert {path.name for path in Path().iterdir()} == {"first", "outputs"}  # W&B's logs are no third
+    assert list(Path("outputs/wandb/logs").glob("debug-sync*.log"))
     again = sync()
     assert again.stdout == "nothing to send in outputs/wandb\n"
     assert len(sent.history) == 2
+
+
+def test_nothing_is_sent_by_a_command_with_arguments() -> None:
+    for flag in ("--help", "-h"):
+        assert sync(flag).stdout.startswith("Send what W&B's server lacks")
+    for argument in ("--dry-run", "outputs/wandb"):
+        done = sync(argument)
+        assert (done.returncode, done.stdout) == (2, "")
+        instead = "Type python -m swinexp.track.sync, or --help"
+        assert done.stderr == f"swinexp: {argument}: nothing can be set, all is sent. {instead}\n"
 
 
 def test_without_a_key_one_line_says_so() -> None:

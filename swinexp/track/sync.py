@@ -3,7 +3,8 @@
     python -m swinexp.track.sync
 
 W&B marks which offline runs it has sent. Of a run whose server failed, the steps after the server's last are sent.
-What a run is still writing to waits for the next time.
+What a run is still writing to waits for the next time. Nothing can be set; W&B's own log of it is in
+outputs/wandb/logs/.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def sync(place: Path, command: Sequence[str]) -> None:
         else:
             path.with_name(path.name + UNSENT).unlink()
     if whole:
-        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL)
+        env = {**os.environ, "WANDB_DIR": str(place.parent)}  # below which it logs
+        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL, env=env)
     left = [path for path in unsent(place) + late(place) if path in ready]
     print(f"{runs(set(ready) - set(left))} sent")
     if left:
@@ -94,7 +96,13 @@ def sync(place: Path, command: Sequence[str]) -> None:
 
 def main() -> None:
     """The command."""
-    with reported(sys.argv[1:]):
+    given = sys.argv[1:]
+    if {"-h", "--help"} & set(given):
+        print(__doc__)
+        return
+    with reported(given):
+        if given:
+            raise Mistake(f"{given[0]}: nothing can be set, all is sent. Type python -m swinexp.track.sync, or --help")
         try:
             sync(PLACE, [sys.executable, "-m", "wandb", "sync"])
         except KeyboardInterrupt as stop:
