@@ -1,7 +1,7 @@
 """A finished run looked at again: its figures on validation and test images, and pictures.
 
     python -m swinexp.evaluate run=outputs/runs/quickstart
-    python -m swinexp.evaluate run=outputs/runs/quickstart split=test checkpoint=best flips=true
+    python -m swinexp.evaluate run=outputs/runs/cifar10 split=test checkpoint=best flips=true
     python -m swinexp.evaluate run=outputs/runs/quickstart pictures=confusion,attention images=12 blocks=all
 
 split       val, test or both; without it what the run has read: validation, and test images if it had test=true
