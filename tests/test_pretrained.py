@@ -287,6 +287,8 @@ def test_files_that_are_not_weights(tmp_path: Path) -> None:
     (tmp_path / "huge_header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "key.pth").write_bytes(b"j" + (174812789).to_bytes(4, "little"))  # reads as a pickle's 174812789th memo
+    (tmp_path / "picture.pth").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
     proof = tmp_path / "proof"
     torch.save({"model": small().state_dict(), "trap": Trap(proof)}, tmp_path / "hostile.pth")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Trap(proof)))
@@ -305,7 +307,9 @@ def test_files_that_are_not_weights(tmp_path: Path) -> None:
         "truncated.safetensors": "cannot be read as weights",
         "huge_header.safetensors": "cannot be read as weights",
         "empty.pth": "cannot be read as weights",
-        "text.pth": "cannot be read as weights",
+        "text.pth": r"cannot be read as weights \(it is a file of another kind, or damaged\)",
+        "key.pth": r"cannot be read as weights \(it is a file of another kind, or damaged\)",
+        "picture.pth": r"cannot be read as weights \(it is a file of another kind, or damaged\)",
         "hostile.pth": "it holds Python objects, which are never loaded",
         "pickle.pth": "cannot be read as weights",
         "nan.pth": "head.bias holds values that are not finite",
@@ -346,6 +350,8 @@ class TestFreezing:
                 ["layer.0"],
                 r"model\.freeze=layer\.0: no parameter has this name; the network has patch_embed, layers, norm",
             ),
+            (["patchembed"], r"Type model\.freeze=\[patch_embed\]$"),
+            (["head.*", "layrs", "norm.wieght"], r"layrs: .* Type model\.freeze=\[head\.\*,layers,norm\.weight\]$"),
             (["*"], r"model\.freeze=\[\*\]: that leaves nothing to train"),
         ):
             with pytest.raises(Mistake, match=message):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinexp.mistake import Mistake, check, first_line
+from swinexp.mistake import Mistake, check, first_line, nearest, shown
 from swinexp.swin.network import Swin
 
 KEY = "model.pretrained"
@@ -134,7 +134,9 @@ def read(path: str | Path) -> Weights:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
         reason = first_line(error)
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if "Unsupported operand" in str(error) or not re.search("[A-Za-z]", reason):  # figures of the unpickler's
+            reason = "it is a file of another kind, or damaged"
+        elif "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds Python objects, which are never loaded because that can run any code"
         raise Mistake(
             f"{KEY}={path}: it cannot be read as weights ({reason}). Save them as safetensors, or with "
@@ -243,27 +245,38 @@ def freeze(model: Swin, patterns: Iterable[str]) -> list[str]:
     """
     names = [name for name, _ in model.named_parameters()]
     frozen = set()
-    for pattern in patterns:
-        matching = [name for name in names if any(fnmatch.fnmatchcase(above, pattern) for above in _above(name))]
+    given = list(patterns)
+    for pattern in given:
+        matching = _matching(names, pattern)
         parts = ", ".join(name for name, _ in model.named_children())
         check(
             bool(matching),
             "model.freeze",
             pattern,
             f"no parameter has this name; the network has {parts}, and layers.0, layers.0.blocks.1 … within",
-            "model.freeze=[patch_embed,layers.0]",
+            f"model.freeze={shown([_meant(names, each) for each in given])}",
         )
         frozen.update(matching)
     check(
         len(frozen) < len(names),
         "model.freeze",
-        list(patterns),
+        given,
         "that leaves nothing to train",
         "model.freeze=[patch_embed,layers]",
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return [name for name in names if name in frozen]
+
+
+def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(above, pattern) for above in _above(name))]
+
+
+def _meant(names: Sequence[str], pattern: str) -> str:
+    """A pattern that names something; the nearest name for one that does not, or else the first."""
+    above = [each for name in names for each in _above(name)]
+    return pattern if _matching(names, pattern) else nearest(pattern, above)
 
 
 def _above(name: str) -> list[str]:
