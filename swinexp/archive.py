@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swinexp import CONF
 from swinexp.folder import candidates, kept
-from swinexp.mistake import Mistake, first_line, one_line
+from swinexp.mistake import Mistake, first_line, flag_meant, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,9 @@ def requested(kind: type[T], arguments: Sequence[str]) -> T:
 
     cfg = OmegaConf.structured(kind)
     for argument in arguments:
+        if argument.startswith("-"):
+            instead = flag_meant(argument, ["--help"], [*map(str, cfg)]) or "KEY=VALUE, or --help"
+            raise Mistake(f"{argument}: there are no options but KEY=VALUE. Type {instead}")
         if "=" not in argument:
             instead = f"{argument}=VALUE" if argument in cfg else f"{next(iter(cfg))}={argument}"
             raise Mistake(f"{argument}: KEY=VALUE is wanted. Type {instead}")

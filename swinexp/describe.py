@@ -208,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from swinexp.config import typed
         from swinexp.mistake import check
 
-        flags = [argument for argument in overrides if argument.startswith("--classes")]
-        run = typed(compose([argument for argument in overrides if argument not in flags]))
-        classes = flags[-1].removeprefix("--classes").removeprefix("=") if flags else str(run.data.classes or 10)
+        flags = [argument for argument in overrides if argument.startswith("--classes=")]
+        run = typed(compose([argument for argument in overrides if argument not in flags], "--classes=N"))
+        classes = flags[-1].removeprefix("--classes=") if flags else str(run.data.classes or 10)
         fits = classes.isdecimal() and int(classes) >= 1
         check(fits, "--classes", classes, "a whole number from 1", "--classes=10")
         describe(run, int(classes))

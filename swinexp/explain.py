@@ -28,7 +28,7 @@ from omegaconf.errors import (
 )
 
 from swinexp import CONF, SWEEPS
-from swinexp.mistake import Ended, Mistake, check, closest, first_line, leaves, nearest, shown
+from swinexp.mistake import Ended, Mistake, check, closest, first_line, flag_meant, leaves, nearest, shown
 from swinexp.sweep.trial import FACTS
 
 # What the system says when there is no room: on the disk, in a quota, in a file.
@@ -51,6 +51,14 @@ ALSO_CALLED = {
     "path": "root",
 }
 NO = ("none", "null", "no", "off", "false", "disable")
+# Hydra's flags that one may look for, and those that are given something, which may stand apart.
+FLAGS = ("--help", "--version", "--multirun", "--cfg=job", "--info=all", "--config-dir=FOLDER", "--config-name=best")
+TAKING = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
+)
+PRINTING = ("--cfg", "-c", "--info", "-i")
+RUNNING = ("--multirun", "-m", "--run", "-r")
 FUNCTIONS = ("interval", "range", "tag", "choice", "log", "shuffle", "sort", "glob", "int", "float", "str", "bool")
 # Groups whose option is the name of a whole run or sweep: the name stands for itself, and its file sets keys of others.
 NAMED = ("sweep", "experiment")
@@ -114,12 +122,15 @@ def _check_sweep(path: Path, hydra: dict[str, Any], defaults: Sequence[str], arg
         raise Mistake(f"{file_shown(path)}: {told}. Write mode: MULTIRUN below its hydra:, or type hydra.mode=RUN")
 
 
-def check_flags(arguments: Sequence[str], unknown: Sequence[str]) -> None:
-    """Raise `Mistake` for what Hydra's parser of flags does not know: flags of others, and what stands before one."""
+def check_flags(arguments: Sequence[str], unknown: Sequence[str], known: Sequence[str] = FLAGS) -> None:
+    """Raise `Mistake` for what the parser of flags does not know: flags of others, and what stands before one.
+
+    `known` are the command's own.
+    """
     for each in unknown:
         if not each.startswith("-"):
-            first = [argument for argument in arguments if argument.startswith("-")]
-            whole = shlex.join([*first, *(argument for argument in arguments if argument not in first)])
+            flags, settings = _parted(arguments)
+            whole = shlex.join([*flags, *settings])
             raise Mistake(f"{each}: what begins with - comes before all that is set. Type {whole}")
         flag, _, given = each.partition("=")
         name = flag.lstrip("-").replace("-", "_")
@@ -127,8 +138,49 @@ def check_flags(arguments: Sequence[str], unknown: Sequence[str]) -> None:
         homes = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if name in _keys(path)]
         key = name if _options(name) else f"{homes[0]}.{name}" if homes else "KEY"
         after = [*arguments[arguments.index(each) + 1 :], ""][0]
-        value = given or (after if after and "=" not in after and not after.startswith("-") else "VALUE")
-        raise Mistake(f"{flag}: there is no such flag; settings are KEY=VALUE. Type {key}={value}, or --help")
+        given = given or (after if "=" not in after and not after.startswith("-") else "")
+        meant = None if key != "KEY" else flag_meant(each, known, value=given)
+        instead = meant or f"{key}={given or 'VALUE'}, or --help"
+        raise Mistake(f"{flag}: there is no such flag; settings are KEY=VALUE. Type {instead}")
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags, each followed by what it is given; settings) of a command line."""
+    flags: list[str] = []
+    settings: list[str] = []
+    for argument in arguments:
+        given = bool(flags) and flags[-1] in TAKING
+        (flags if given or argument.startswith("-") else settings).append(argument)
+    return flags, settings
+
+
+def check_single(overrides: Sequence[str]) -> None:
+    """Raise `Mistake` for several values, where a command composes one config."""
+    for override in overrides:
+        one = _one_value(override)
+        check(one == override, *override.partition("=")[::2], "one value is wanted here", _in_shell(one))
+
+
+def _one_value(override: str) -> str:
+    """An override of several values with the first of them, and any other as it is."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return override
+    if not parsed.is_sweep_override():
+        return override
+    first = next(parsed.sweep_string_iterator()) if parsed.is_discrete_sweep() else "VALUE"
+    return _one_path(override) or f"{override.partition('=')[0]}={first}"
+
+
+def _one_path(override: str) -> str | None:
+    """A path with commas in Hydra's quotes; None where several values, and no path, were probably meant."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if "/" in value and not set(value) & set("'\"()[]{}") else None
+
+
+def _in_shell(argument: str) -> str:
+    return f'"{argument}"' if "'" in argument and '"' not in argument else shlex.quote(argument)
 
 
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
@@ -163,6 +215,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
             return f"{file_shown(within)}: {option}: {told}. Write - {nearest(option, options)} in its defaults"
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
+    if isinstance(error, ValueError) and "Only one of --run" in str(error):
+        return _one_command(arguments)
+    if isinstance(error, ValueError) and "The --resolve flag" in str(error):
+        return f"--resolve: it is about what --cfg prints. Type --cfg job {shlex.join(arguments)}"
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return _bad_group_value(arguments) or first_line(error)
     within = None if "In 'storage/" in str(error) else _within(error)  # which is told as what it is
@@ -187,6 +243,17 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _composition(error, arguments)
     return None
+
+
+def _one_command(arguments: Sequence[str]) -> str:
+    """For flags of which one is possible at a time."""
+    flags, settings = _parted(arguments)
+    several = [each for each in flags if each in RUNNING]
+    if several and {each.partition("=")[0] for each in flags} & set(PRINTING):
+        rest = [each for each in flags if each not in RUNNING]
+        one = " ".join(_in_shell(each) for each in (*rest, *map(_one_value, settings)))
+        return f"{several[0]}: only one config is printed. Type {one}, or hydra.sweeper.dry_run=5 for those of a search"
+    return f"{shlex.join(flags)}: only one of these goes at a time. Type one of them, or --help"
 
 
 def _no_yaml(error: yaml.YAMLError) -> str | None:
@@ -437,6 +504,10 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
     if several:
         argument = several.group(1) or several.group(2)
+        if {each.partition("=")[0] for each in arguments} & set(PRINTING):
+            return f"{argument}: only one config is printed. Type {_in_shell(_one_value(argument))}"
+        if path := _one_path(argument):
+            return f"{argument}: a comma parts values. Type {_in_shell(path)} for one path, or -m for several"
         return f"{argument}: several values are a multirun. Type -m {shlex.join(arguments) if arguments else argument}"
     if "does not support sweep type : INTERVAL" in message:
         rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))

@@ -86,6 +86,20 @@ def nearest(option: str, options: Sequence[str]) -> str:
     return closest(option, options) or options[0] if options else "OPTION"
 
 
+def flag_meant(typed: str, flags: Sequence[str], keys: Sequence[str] = (), value: str = "") -> str | None:
+    """What to type for a flag that a command lacks: one of its `flags`, such as --out=FILE, or a key, without dashes.
+
+    None where it is like neither. `value` is what the flag was given, where that stands apart.
+    """
+    name, _, given = typed.lstrip("-").partition("=")
+    names = {flag.lstrip("-").partition("=")[0]: flag for flag in flags}
+    meant = closest(name, [*names, *keys])
+    if meant is None:
+        return None
+    flag, takes, example = names.get(meant, f"{meant}=VALUE").partition("=")
+    return f"{flag}={given or value or example}" if takes else flag
+
+
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
     """{"trainer.epochs": 30, …} of nested mappings."""
     if not isinstance(tree, dict):

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
 from swinexp import CONF, SWEEPS, nothing_begun
-from swinexp.explain import check_files, check_flags, check_options, explain
+from swinexp.explain import check_files, check_flags, check_options, check_single, explain
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
 from swinexp.mistake import RAISES, TOLD, Ended, Mistake, first_line, interrupt, too_late
@@ -166,8 +166,10 @@ def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """The config that a command composes, for commands that keep no folder."""
+def compose(overrides: list[str], *flags: str) -> DictConfig:
+    """The config that a command composes, for commands that keep no folder; `flags` are its own."""
+    check_flags(overrides, [each for each in overrides if each.startswith("-")], (*flags, "--help"))
+    check_single(overrides)
     check_options(overrides)
     check_files(overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

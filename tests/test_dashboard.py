@@ -222,7 +222,9 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
             ["study=nowhere", "--offline"],
             "study=nowhere: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME",
         ),
-        (["--ofline"], "--ofline: there are no options but --offline. Type ofline=VALUE"),
+        (["study=s1", "--ofline"], "--ofline: there are no options but --offline and --help. Type --offline"),
+        (["--hepl"], "--hepl: there are no options but --offline and --help. Type --help"),
+        (["--project=one"], "--project=one: there are no options but --offline and --help. Type project=one"),
         (
             ["project=a/b", "--offline"],
             "project=a/b: 1 to 128 characters without / \\ # ? % :. Type project=swinexp",

@@ -84,7 +84,19 @@ def test_the_curve_is_the_schedule_over_the_whole_run() -> None:
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    mistakes = {"model=tinny": "model=tiny", "window.size=5": "window.size=4", "--classes=ten": "--classes=10"}
+    mistakes = {
+        "model=tinny": "model=tiny",
+        "window.size=5": "window.size=4",
+        "--classes=ten": "--classes=10",
+        "--class=1000": "--classes=1000",
+        "--clases": "--classes=N",
+        "--hepl": "--help",
+        "--epochs=3": "trainer.epochs=3, or --help",
+        "model=nano,tiny": "model=nano",
+        "optimizer.betas=[0.9,0.99],[0.9,0.95]": "'optimizer.betas=[0.9,0.99]'",
+        "optimizer.lr=interval(0.1,1)": "optimizer.lr=VALUE",
+        "data.root=/tmp/my images, 2": "\"data.root='/tmp/my images, 2'\"",
+    }
     for argument, instead in mistakes.items():
         with pytest.raises(SystemExit) as stop:
             describe.main([argument])

@@ -215,6 +215,8 @@ def test_mistakes_about_a_run_are_one_line(finished: Path, capsys: pytest.Captur
         ([], "run: whose network? Type run=FOLDER"),
         (["outputs/a"], "outputs/a: KEY=VALUE is wanted. Type run=outputs/a"),
         (["flips"], "flips: KEY=VALUE is wanted. Type flips=VALUE"),
+        (["run=a", "--flips=true"], "--flips=true: there are no options but KEY=VALUE. Type flips=true"),
+        (["--hepl"], "--hepl: there are no options but KEY=VALUE. Type --help"),
         (["run=a", "split=train"], "split=train: one of val, test, both. Type split=val"),
         (["run=a", "checkpoint=first"], "checkpoint=first: one of last, best, ema. Type checkpoint=last"),
         (["run=a", "flips=maybe"], "flips=maybe: true or false is needed."),

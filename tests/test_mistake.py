@@ -61,6 +61,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
             "hydra.sweeper.constraints=[params<=1e6]",
             "hydra.sweeper.constraints=[params<=1e6]: FIGURE <= NUMBER or FIGURE >= NUMBER in quotes, with one of parameters, flops, activations. Type 'hydra.sweeper.constraints=[\"parameters <= 1e6\"]'",
         ),
+        ("data.root=/my images, 2", "data.root=/my images, 2: a comma parts values. Type \"data.root='/my images, 2'\" for one path, or -m for several"),
         ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=FOLDER"),
     ],
 )  # fmt: skip
@@ -75,6 +76,9 @@ def test_the_whole_line(
     ("argument", "instead"),
     [
         ("modle=tiny", "model=tiny"),
+        ("--hepl", "--help"),
+        ("--mutlirun", "--multirun"),
+        ("--resolve", "--cfg job --resolve"),
         ("n_trials=6", "hydra.sweeper.n_trials=6"),
         ("sampler=random", "hydra/sweeper/sampler=random"),
         ("expriment=quickstart", "experiment=quickstart"),
@@ -280,6 +284,32 @@ def test_flags_come_first_and_are_hydras(capsys: pytest.CaptureFixture[str], mon
     assert line == "seed=0,1: what begins with - comes before all that is set. Type -m experiment=quickstart seed=0,1"
     line = refused(["experiment=quickstart", "seed=0,1"], capsys, monkeypatch)
     assert line == "seed=0,1: several values are a multirun. Type -m experiment=quickstart seed=0,1"
+
+
+@pytest.mark.parametrize(
+    "flag", ["--config-dir my", "-cd my", "--config-dir=my", "-cn best", "-p _global_", "--cfg job"]
+)
+def test_a_flag_that_comes_late_keeps_what_it_is_given(
+    flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = refused(["experiment=quickstart", *flag.split(), "model=nano"], capsys, monkeypatch)
+    assert line.endswith(f". Type {flag} experiment=quickstart model=nano")
+
+
+def test_one_config_is_printed_at_a_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["experiment=cifar10", "attention=swin,cosine", "--cfg", "job"]
+    line = refused(["-m", *given], capsys, monkeypatch)
+    instead = "--cfg job experiment=cifar10 attention=swin, or hydra.sweeper.dry_run=5 for those of a search"
+    assert line == f"-m: only one config is printed. Type {instead}"
+    line = refused(given, capsys, monkeypatch)
+    assert line == "attention=swin,cosine: only one config is printed. Type attention=swin"
+    line = refused(["--cfg", "job", "--run", "--info"], capsys, monkeypatch)
+    assert (
+        line
+        == "--run: only one config is printed. Type --cfg job --info, or hydra.sweeper.dry_run=5 for those of a search"
+    )
+    line = refused(["-m", "--run"], capsys, monkeypatch)
+    assert line == "-m --run: only one of these goes at a time. Type one of them, or --help"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../..", "a/b", "-rf", ".hidden", "x" * 200])

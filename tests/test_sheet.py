@@ -71,6 +71,11 @@ def test_the_command_prints_what_the_data_are(
         said = capsys.readouterr()
         assert said.err.startswith(f"swinexp: --out={typed}: {told}")
         assert said.out == ""
+    for typed, instead in {"--ou=x.png": "--out=x.png", "model=nano,tiny": "model=nano"}.items():
+        with pytest.raises(SystemExit) as stop:
+            command(typed)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith(f". Type {instead}\n")
     for name in ("a/x.png", "a/y.png", "b/x.png", "b/y.png"):  # and no folder test/
         (tmp_path / "mine" / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "train" / name)

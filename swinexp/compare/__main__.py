@@ -31,7 +31,7 @@ from swinexp.compare.differences import selected, varied
 from swinexp.compare.groups import Group, check_metric, grouped, objective
 from swinexp.compare.runs import COMPLETE, Found, find
 from swinexp.folder import write_text
-from swinexp.mistake import Mistake, check
+from swinexp.mistake import Mistake, check, flag_meant
 from swinexp.run import reported
 
 
@@ -89,7 +89,9 @@ def sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str
     options, conditions, paths = [], [], []
     for argument in arguments:
         if argument.startswith("-"):
-            raise Mistake(f"{argument}: there are no options but KEY=VALUE. Type for example html=compare.html")
+            instead = flag_meant(argument, ["--help"], [*Request.__dataclass_fields__])
+            instead = instead or "for example html=compare.html"
+            raise Mistake(f"{argument}: there are no options but KEY=VALUE. Type {instead}")
         if argument.startswith("where="):
             conditions.append(argument.removeprefix("where="))
         elif re.match(r"[A-Za-z_]\w*=", argument) and not Path(argument).is_dir():

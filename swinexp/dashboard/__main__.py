@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinexp.archive import requested
 from swinexp.folder import write_text
-from swinexp.mistake import Mistake, one_of
+from swinexp.mistake import Mistake, flag_meant, one_of
 from swinexp.run import reported
 from swinexp.track.options import check_place
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EXPORTS = ("wandb_sweep",)
 EXPORT = "export="
+FLAGS = ("--offline", "--help")
 MULTIRUN = ("-m", "--multirun")  # which a sweep's command may have
 
 
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         for option in options:
             if option.startswith("-"):
-                raise Mistake(f"{option}: there are no options but --offline. Type {option.lstrip('-')}=VALUE")
+                instead = flag_meant(option, FLAGS, [*Request.__dataclass_fields__]) or "--help"
+                raise Mistake(f"{option}: there are no options but {' and '.join(FLAGS)}. Type {instead}")
         request = requested(Request, options)
         from swinexp.dashboard.panels import library
         from swinexp.dashboard.subject import subject

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from swinexp.config import typed
         from swinexp.sheet import report
 
-        run = typed(compose(overrides))
+        run = typed(compose(overrides, "--out=FILE"))
         default = f"outputs/data/{folder_name(run_name(overrides))}.png"
         report(run, places[-1] if places else default)
 
