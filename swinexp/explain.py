@@ -302,6 +302,8 @@ def _unreadable(error: OverrideParseException) -> str:
     if (searched := _searched(value)) is not None:
         told = "what is searched is interval(a,b), range(a,b,step), tag(log,interval(a,b)) or a,b,c"
         return f"{typed}: {told}. Type '{key}={searched}'"
+    if "=" not in typed and (groups := [group for group in _groups() if typed in _options(group)]):
+        return f"{typed}: what it is an option of is missing. Type {groups[0]}={typed}"
     reason = first_line(error).partition(" See ")[0]
     instead = "KEY=VALUE, or \"KEY='VALUE'\" where the value has spaces, commas or brackets of its own"
     return f"{typed}: cannot be read as an override ({reason}). Type {instead}"
@@ -371,6 +373,11 @@ def no_option(group: str, option: str, options: Sequence[str]) -> str:
 
 def _options(group: str) -> list[str]:
     return sorted(path.stem for path in _file(group, "*").parent.glob("*.yaml")) if group.isidentifier() else []
+
+
+def _groups() -> list[str]:
+    """Those of conf/ and sweep, runs and sweeps with a name first."""
+    return list(dict.fromkeys([*reversed(NAMED), *sorted(path.name for path in CONF.iterdir() if path.is_dir())]))
 
 
 def _file(group: str, option: str) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from swinexp.explain import NAMED
-from swinexp.mistake import Mistake, check, leaves, one_line
+from swinexp.mistake import Mistake, check, leaves, one_line, shown
 
 # What does not change a run's figures, and so neither its name nor what may go on in its folder.
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
@@ -55,7 +55,9 @@ def incidental(key: str) -> bool:
 
 def folder_name(name: object, key: str = "name") -> str:
     """`name`, which must be good for one folder. Raises `Mistake`."""
-    good = isinstance(name, str) and re.fullmatch(r"[^\W_.-][^/\\\0]{0,119}", name) is not None
+    told = "a word is needed, and this is read as none; in quotes of Hydra's own it is one"
+    check(isinstance(name, str), key, name, told, f"\"{key}='{shown(name)}'\"")
+    good = re.fullmatch(r"[^\W_.-][^/\\\0]{0,119}", str(name)) is not None
     check(good, key, name, "1 to 120 characters without a slash, the first a letter or digit", f"{key}=ANOTHER_NAME")
     return str(name)
 

@@ -75,10 +75,11 @@ def first_line(error: BaseException) -> str:
 
 
 def closest(word: str, words: Sequence[str]) -> str | None:
-    """Of several words the one that was probably meant: the one that it begins, or that is spelt most like it."""
+    """Of several words the one that was probably meant: that it begins, has the letters of, or is spelt most like."""
     lower = {each.lower(): each for each in reversed(words)}
     begun = [each for each in lower if len(word) > 1 and each.startswith(word.lower())]
-    alike = begun[-1:] or difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    swapped = [each for each in lower if sorted(each) == sorted(word.lower())]
+    alike = begun[-1:] or swapped[-1:] or difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
     return lower[alike[0]] if alike else None
 
 
