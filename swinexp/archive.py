@@ -40,10 +40,14 @@ def requested(kind: type[T], arguments: Sequence[str]) -> T:
         if "=" not in argument:
             instead = f"{argument}=VALUE" if argument in cfg else f"{next(iter(cfg))}={argument}"
             raise Mistake(f"{argument}: KEY=VALUE is wanted. Type {instead}")
+        key, _, given = argument.partition("=")
+        if key in cfg and OmegaConf.is_dict(within := OmegaConf.select(cfg, key)):
+            raise Mistake(
+                f"{argument}: {key} has {', '.join(map(str, within))}. Type {key}.{next(iter(within))}={given}"
+            )
         try:
             cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([argument]))
         except YAMLError as error:
-            key, _, given = argument.partition("=")
             raise Mistake(f"{argument}: cannot be read ({one_line(error)}). Type \"{key}='{given}'\"") from error
     if OmegaConf.is_missing(cfg, "run"):
         raise Mistake(f"run: whose network? Type run={some_run()}")

@@ -10,6 +10,8 @@ flips=true  also the figures of the mean of each image's logits and its mirror's
 pictures    confusion: how often each class is taken for each; attention: for images evenly from all classes (images=8)
             how much each token is attended to by its window, in the last block of every stage (or blocks=all), and
             the rollout of all blocks together
+data.root=FOLDER, data.on_error=skip
+            where the run's images are now, if they were moved, and that those are left out which cannot be read
 
 All figures go into evaluation/ in the run's folder as <split>-<checkpoint>.json, pictures beside them.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,13 +38,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from swinexp.config import Run
-    from swinexp.data import Dataset
+    from swinexp.data import Data, Dataset
     from swinexp.swin import Swin
 
 SPLITS = ("val", "test", "both")
 PICTURES = ("attention", "confusion")
 BLOCKS = ("last", "all")
 TABLE = 20  # classes that the table shows
+
+
+@dataclass
+class Images:
+    """Where a run's images are, and what becomes of those that cannot be read; None as the run had it."""
+
+    root: str | None = None
+    on_error: str | None = None
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Request:
     pictures: str | None = None
     images: int = 8
     blocks: str = "last"
+    data: Images = field(default_factory=Images)
 
     def __post_init__(self) -> None:
         if self.split is not None:
@@ -69,6 +80,14 @@ class Request:
     @property
     def drawn(self) -> list[str]:
         return [] if self.pictures is None else self.pictures.split(",")
+
+
+def moved(data: Data, images: Images) -> Data:
+    """A run's options of data with what replaces them. Raises `Mistake`."""
+    changes = {key: value for key, value in asdict(images).items() if value is not None}
+    for key, value in changes.items():
+        check(hasattr(data, key), f"data.{key}", value, f"data={data.name} has no such key", "the command without it")
+    return replace(data, **changes)
 
 
 def restored(run: Run, folder: Path, checkpoint: str) -> tuple[Swin, Dataset, int]:
@@ -126,6 +145,7 @@ def evaluate_run(request: Request) -> None:
         need_matplotlib(f"pictures={request.pictures}")
     test = {} if request.split is None else {"test": request.split != "val"}
     run = reloaded(folder, objective="val/accuracy", **test)  # which any run has, tested or not
+    run = replace(run, data=moved(run.data, request.data))
     check(
         run.data.mirror or not request.flips,
         "flips",

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from swinexp import evaluate
 from swinexp.archive import reloaded
 from swinexp.data import Data, Split, sources
 from swinexp.evaluate import restored, table
 from swinexp.reading import Reading, averaged, calibration_error, outputs, read
+from swinexp.run import cli
+from tests.conftest import SMALL
 
 
 def record(folder: Path, name: str) -> dict[str, Any]:
@@ -209,6 +213,40 @@ def test_mistakes_about_a_run_are_one_line(finished: Path, capsys: pytest.Captur
     assert refused([f"run={finished}"], capsys).startswith(f"swinexp: run={finished}: {last} cannot be read (")
 
 
+def test_images_that_were_moved_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        path = tmp_path / "mine" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 99, 7 * number)).save(path)
+    data = ("data=image_folder", "data.root=mine", "data.image_size=16", "data.val_fraction=0.5", "test=false")
+    command = (*SMALL, *data, "trainer.batch_size=4", "trainer.limit_train=null", "trainer.epochs=1", "name=m")
+    monkeypatch.setattr(sys, "argv", ["swinexp", *command, "wandb=disabled"])
+    cli()
+    capsys.readouterr()
+    Path("mine").rename("moved")
+    monkeypatch.setattr("swinexp.train.setup._again", lambda *given: given[2]())  # nothing is kept
+    run = Path("outputs/runs/m")
+    assert refused([f"run={run}"], capsys).startswith(
+        "swinexp: data.root=mine: there is no folder mine. Type data.root="
+    )
+    evaluate.main([f"run={run}", "data.root=moved", "data.on_error=skip"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert record(run, "val-last")["val/accuracy"] == summary["val/accuracy"]
+    assert refused([f"run={run}", "data.root=moved", "data.on_error=leave"], capsys) == (
+        "swinexp: data.on_error=leave: one of raise, skip. Type data.on_error=raise"
+    )
+    (tmp_path / "moved" / "train" / "a" / "0.png").write_text("no image")
+    assert "its data had " in refused([f"run={run}", "data.root=moved", "data.on_error=skip"], capsys)
+
+
+def test_digits_are_nowhere_else(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused([f"run={finished}", "data.root=moved"], capsys) == (
+        "swinexp: data.root=moved: data=digits has no such key. Type the command without it"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -224,8 +262,10 @@ def test_mistakes_about_a_run_are_one_line(finished: Path, capsys: pytest.Captur
         (["run=a", "pictures=confusion,"], "pictures=: one of attention, confusion. Type pictures=attention"),
         (
             ["run=a", "picture=attention"],
-            "picture=attention: no such key; there are run, split, checkpoint, flips, pictures, images, blocks.",
+            "picture=attention: no such key; there are run, split, checkpoint, flips, pictures, images, blocks, data.",
         ),
+        (["run=a", "data=b"], "data=b: data has root, on_error. Type data.root=b"),
+        (["run=a", "data.rot=b"], "data.rot=b: no such key; data has root, on_error. Type data.root=b"),
         (["run=a", "images=none"], "images=none: a whole number is needed."),
         (["run=a", "images=0"], "images=0: 1 to 100 images in a picture. Type images=8"),
         (["run=a", "blocks=first"], "blocks=first: one of last, all. Type blocks=last"),
