@@ -49,7 +49,7 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def left_out(trial: FrozenTrial) -> str | None:
-    """Why a trial was not trained, if it was not."""
+    """Why a trial was not trained, or not to its end, if it does not count."""
     if REPEATS in trial.user_attrs:
         return f"trial {trial.user_attrs[REPEATS]} had this point"
     if CHANGED in trial.user_attrs:

@@ -228,7 +228,7 @@ def _forgotten() -> bool:
     """End W&B's own process, in which an id whose start failed stays taken, unless another program began it."""
     import wandb
 
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):  # which it raises where its process ended with an error
         wandb.teardown()
     return "WANDB_SERVICE" not in os.environ
 
