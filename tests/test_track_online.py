@@ -302,8 +302,8 @@ def test_a_run_that_goes_on_offline_is_the_same_run(gone: int, wandb_server: Ser
     assert json.loads((RUN / "summary.json").read_text())["wandb"]["id"] == known
     wandb_server.fault = None
     for said in ("1 run sent", "nothing to send in outputs/wandb"):
-        done = subprocess.run([sys.executable, "-m", "swinexp.track.sync"], capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1] == said
+        done = subprocess.run([sys.executable, "-m", "swinexp.track.sync"], capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1] == said, done.stderr
     run = wandb_server.run()
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (run.state, run.summary["state"]) == ("finished", "complete")

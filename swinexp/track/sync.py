@@ -23,16 +23,18 @@ from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.run import reported
 from swinexp.track.wandb import PLACE, UNSENT, key_is_configured, send_rest
 
+SYNCED = ".synced"  # how W&B calls a file beside an offline run that is sent
+
 
 def unsent(place: Path) -> list[Path]:
     """The files that W&B has not marked as sent, the oldest first; a resumed run has one for each part."""
     found = sorted(place.glob("offline-run-*/run-*.wandb"))
-    return [path for path in found if not path.with_name(f"{path.name}.synced").exists()]
+    return [path for path in found if not any(path.with_name(path.name + end).exists() for end in (SYNCED, UNSENT))]
 
 
 def late(place: Path) -> list[Path]:
-    """The files of runs that were online, and whose end their server did not take in time, which `finish` marks."""
-    return [mark.with_suffix("") for mark in sorted(place.glob(f"run-*/run-*.wandb{UNSENT}"))]
+    """The files of runs that were online, of which their server lacks something: their end, or what went on offline."""
+    return [mark.with_suffix("") for mark in sorted(place.glob(f"*run-*/run-*.wandb{UNSENT}"))]
 
 
 def being_written(paths: Iterable[Path]) -> set[Path]:
@@ -78,13 +80,15 @@ def sync(place: Path, command: Sequence[str]) -> None:
         print(f"{server} does not answer ({reason}): W&B goes on trying, ctrl-C ends it", file=sys.stderr)
     begun = [path for path in late(place) if path in ready]
     whole = [path for path in ready if path not in begun]
-    for path in begun:  # first: of a run that went on offline, it is the part before
+    for path in begun:
         try:
             send_rest(path.parent)
         except Exception as error:  # W&B's, of whatever kind
             print(f"{path.parent}: {one_line(error)}", file=sys.stderr)
         else:
             path.with_name(path.name + UNSENT).unlink()
+            if path.parent.name.startswith("offline-"):
+                path.with_name(path.name + SYNCED).touch()
     if whole:
         env = {**os.environ, "WANDB_DIR": str(place.parent)}  # below which it logs
         subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL, env=env)

@@ -45,6 +45,7 @@ class WandbRun:
         self.options, self.kept, self.about = options, kept, about
         self.run: Any = None
         self.epochs: set[int] = set()  # that W&B had before, as far as its files here say
+        self.rest = False  # it is offline, and was online before: a server is to get of it what it lacks
 
     def __bool__(self) -> bool:
         return self.run is not None
@@ -67,14 +68,16 @@ class WandbRun:
             mode = "online" if self._may_be_online(mode) else "offline"
         known = read_id(self.kept) if resuming else None
         before = None if known is None else offline_epochs(known)  # while there is no file of this part
+        begun = any(PLACE.glob(f"run-*-{known}"))  # online; what the server has of it is not to be known offline
         if mode == "online":
             self.run = self._init("online", known, "the run is kept offline")
             if self.run is None and not _forgotten():
                 known = None
         if self.run is None:
             self.run = self._init("offline", known, "the run goes on without it")
-            for file in PLACE.glob(f"run-*-{known}/run-*.wandb"):  # of which a kill may have kept the last epochs here
-                file.with_name(file.name + UNSENT).touch()
+            if self.run is not None and begun and known is not None:
+                before, self.rest = set(), True  # this part has all of them
+                (Path(self.run.settings.sync_dir) / f"run-{known}.wandb{UNSENT}").touch()
         if self.run is None:
             return
         write_text(self.kept, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
@@ -162,7 +165,7 @@ class WandbRun:
         if not self.run.offline:
             return str(self.run.url)
         look = f"{_command()} leet {os.path.relpath(self.run.settings.sync_dir)}"
-        return f"offline; to look: {look}; to send: {self._sync_command()}"
+        return f"offline; to look: {look}; to send: {SYNC if self.rest else self._sync_command()}"
 
     def _sync_command(self) -> str:
         place = os.path.relpath(self.run.settings.sync_dir)
@@ -254,9 +257,12 @@ def records(place: Path) -> list[dict[str, Any]]:
 
 
 def offline_epochs(known: str) -> set[int] | None:
-    """The epochs that the offline parts of a run hold, by W&B's own reader; None where there is none, or it cannot."""
+    """The epochs that the offline parts of a run hold, by W&B's own reader; None where there is none, or it cannot.
+
+    Not of those of which a server is to get what it lacks: it lacks less once the run is online again.
+    """
     found: set[int] = set()
-    parts = [*PLACE.glob(f"offline-run-*-{known}")]
+    parts = [part for part in PLACE.glob(f"offline-run-*-{known}") if not any(part.glob(f"*{UNSENT}"))]
     for part in parts:
         try:
             rows = [record["history"]["item"] for record in records(part) if "history" in record]
