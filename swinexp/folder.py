@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,11 @@ def run_name(overrides: Sequence[str]) -> str:
 def incidental(key: str) -> bool:
     """Whether a key, or the group that it is in, leaves a run's figures as they are."""
     return any(key == each or key.startswith(f"{each}.") for each in INCIDENTAL)
+
+
+def published(values: Mapping[str, Any]) -> bool:
+    """Whether a config, as its `leaves`, has the same images wherever `data.root` is: no folder of one's own."""
+    return values.get("data.name") != "image_folder"
 
 
 def folder_name(name: object, key: str = "name") -> str:
@@ -195,8 +200,7 @@ class Folder:
         there = leaves(kept(self.path / "config.yaml") or {})
         here = leaves(config)
         keys = [key for key in sorted({*there, *here}) if not incidental(key) and there.get(key) != here.get(key)]
-        published = here.get("data.name") != "image_folder"  # then the same images wherever they lie
-        if published and "data.root" in keys:
+        if published(here) and "data.root" in keys:
             keys.remove("data.root")
         if keys:
             differences = ", ".join(f"{key} is {there.get(key)} there and {here.get(key)} now" for key in keys[:3])

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.trial import TrialState
 
 from swinexp.explain import no_constraint
-from swinexp.folder import incidental
+from swinexp.folder import incidental, published
 from swinexp.mistake import Mistake, check, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
@@ -153,7 +153,7 @@ def _asked(config: DictConfig, space: Space, objectives: Sequence[str], opts: Op
     whole.pop("hydra", None)
     varied = {parameter.key for parameter in space.all()}
     fixed = leaves(whole)
-    apart = ("objective",) if fixed.get("data.name") == "image_folder" else ("objective", "data.root")
+    apart = ("objective", "data.root") if published(fixed) else ("objective",)
 
     def same(key: str) -> bool:
         under = any(key == each or key.startswith(f"{each}.") for each in varied)

@@ -80,6 +80,9 @@ def sync(place: Path, command: Sequence[str]) -> None:
         print(f"{server} does not answer ({reason}): W&B goes on trying, ctrl-C ends it", file=sys.stderr)
     begun = [path for path in late(place) if path in ready]
     whole = [path for path in ready if path not in begun]
+    if whole:
+        env = {**os.environ, "WANDB_DIR": str(place.parent)}  # below which it logs
+        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL, env=env)
     for path in begun:
         try:
             send_rest(path.parent)
@@ -89,9 +92,6 @@ def sync(place: Path, command: Sequence[str]) -> None:
             path.with_name(path.name + UNSENT).unlink()
             if path.parent.name.startswith("offline-"):
                 path.with_name(path.name + SYNCED).touch()
-    if whole:
-        env = {**os.environ, "WANDB_DIR": str(place.parent)}  # below which it logs
-        subprocess.run([*command, *map(str, whole)], check=False, stdin=subprocess.DEVNULL, env=env)
     left = [path for path in unsent(place) + late(place) if path in ready]
     print(f"{runs(set(ready) - set(left))} sent")
     if left:

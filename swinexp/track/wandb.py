@@ -77,7 +77,7 @@ class WandbRun:
             self.run = self._init("offline", known, "the run goes on without it")
             if self.run is not None and begun and known is not None:
                 before, self.rest = set(), True  # this part has all of them
-                (Path(self.run.settings.sync_dir) / f"run-{known}.wandb{UNSENT}").touch()
+                self._leave_to_sync()
         if self.run is None:
             return
         write_text(self.kept, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
@@ -153,12 +153,15 @@ class WandbRun:
             refused = one_line(error)
         if refused is not None:
             log.warning("W&B has not got all of the run (%s); to send the rest: %s", refused, SYNC)
-            with suppress(OSError):
-                for file in folder.glob("run-*.wandb"):
-                    file.with_name(file.name + UNSENT).touch()
+            self._leave_to_sync()
         with suppress(OSError):
             if shutil.disk_usage(folder).free < ROOM:
                 log.warning("the disk of %s is full: W&B may lack part of the run", os.path.relpath(folder))
+
+    def _leave_to_sync(self) -> None:
+        """Have `swinexp.track.sync` send what the server lacks of this part."""
+        with suppress(OSError):
+            (Path(self.run.settings.sync_dir) / f"run-{self.run.id}.wandb{UNSENT}").touch()
 
     def where(self) -> str:
         """Where W&B has the run: its page, or its folder and what to do with that."""
