@@ -75,6 +75,14 @@ def words(labels: list[Any]) -> list[str]:
     return [label.get_text() for label in labels]
 
 
+def ticks(axes: Any) -> list[str]:
+    """What the x axis says where it is seen."""
+    low, high = axes.get_xlim()
+    return [
+        said for tick, said in zip(axes.get_xticks(), words(axes.get_xticklabels()), strict=True) if low <= tick <= high
+    ]
+
+
 def test_slices_have_the_numbers_of_trials_on_one_scale(drawn: dict[str, Any]) -> None:
     *parts, bar = drawn["slices"].axes
     for part in parts:
@@ -97,11 +105,27 @@ def test_choices_are_shown_as_they_are_typed(drawn: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("picture", "numbers"), [("curves", ["1", "2"]), ("history", ["1", "2", "3", "4"])])
 def test_epochs_and_trials_are_whole_numbers(drawn: dict[str, Any], picture: str, numbers: list[str]) -> None:
-    axes = drawn[picture].axes[0]
-    low, high = axes.get_xlim()
-    ticks = zip(axes.get_xticks(), words(axes.get_xticklabels()), strict=True)
-    assert [said for tick, said in ticks if low <= tick <= high] == numbers
+    assert ticks(drawn[picture].axes[0]) == numbers
     assert drawn[f"html/{picture}"].layout.xaxis.dtick == 1
+
+
+def test_the_best_is_drawn_as_steps(drawn: dict[str, Any]) -> None:
+    assert [line.get_drawstyle() for line in drawn["history"].axes[0].lines] == ["steps-post"]
+    shapes = {trace.mode: trace.line.shape for trace in drawn["html/history"].data}
+    assert shapes == {"markers": None, "lines": "hv"}
+
+
+def test_a_single_epoch_is_a_whole_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes: list[Any] = []
+    monkeypatch.setattr(plots, "write_atomically", lambda path, write: axes.append(write.func.__self__.axes[0]))
+    study = study_of()
+    for loss in (0.5, 0.75):
+        trial = study.claim()
+        trial.report(loss, 1)
+        study.tell(trial, TrialState.COMPLETE, [loss])
+    plots.write_pngs(study, {"Curves": ("plot_intermediate_values", study.optuna, {})}, ["val/loss"])
+    axes[0].figure.draw_without_rendering()
+    assert ticks(axes[0]) == ["1"]
 
 
 def test_parallel_coordinates_have_names_in_full_and_labels_that_can_be_read(drawn: dict[str, Any]) -> None:

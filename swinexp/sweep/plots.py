@@ -101,6 +101,7 @@ def mend_html(figure: Any, title: str, study: optuna.Study, objectives: Sequence
         figure.update_xaxes(dtick=whole(epochs))
     elif title == "History":
         figure.update_xaxes(dtick=whole([trial.number for trial in trials]))
+        figure.update_traces(line_shape="hv", selector={"mode": "lines"})  # the best stays so until a better one
     elif title == "Slices":
         numbers = _numbers(study)
         scale = {"cmin": min(numbers), "cmax": max(numbers), "colorbar": {"dtick": whole(numbers)}}
@@ -139,7 +140,10 @@ def _mend_png(figure: Any, title: str, study: optuna.Study, objectives: Sequence
         if (legend := first.get_legend()) is not None:
             legend.remove()
     if title in ("Curves", "History"):
-        first.xaxis.set_major_locator(MaxNLocator(integer=True))
+        first.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if title == "History":
+        for line in first.lines:  # the best, which stays so until a better one
+            line.set_drawstyle("steps-post")
     elif title == "Slices":
         numbers, known = _numbers(study), _choices(study)
         for part in figure.axes:
