@@ -24,7 +24,7 @@ from torchvision import transforms
 from swinexp.augment import augment
 from swinexp.config import typed
 from swinexp.run import compose
-from swinexp.train.loop import batches_at_once
+from swinexp.train.batches import batches_at_once
 
 CHAINS = {
     "crop, flip, erase": ["augmentation=basic", "augmentation.erase=0.1"],

@@ -38,8 +38,7 @@ from swinexp.config import Run, typed
 from swinexp.data import Dataset, Split
 from swinexp.data.splits import mean_std
 from swinexp.run import compose
-from swinexp.train import build_model, settle, train_epoch
-from swinexp.train.loop import compile_model
+from swinexp.train import build_model, compile_model, settle, train_epoch
 from swinexp.train.state import build_state
 
 Epoch = Callable[[], object]

@@ -117,7 +117,7 @@ def test_the_best_is_drawn_as_steps(drawn: dict[str, Any]) -> None:
 
 def test_a_single_epoch_is_a_whole_number(monkeypatch: pytest.MonkeyPatch) -> None:
     axes: list[Any] = []
-    monkeypatch.setattr(plots, "write_atomically", lambda path, write: axes.append(write.func.__self__.axes[0]))
+    monkeypatch.setattr(plots, "write_atomically", lambda _, write: axes.append(write.func.__self__.axes[0]))
     study = study_of()
     for loss in (0.5, 0.75):
         trial = study.claim()

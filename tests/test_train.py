@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swinexp.mistake import Mistake
 from swinexp.train import derive, evaluate, prepare, summarise, train
-from swinexp.train.loop import EVALUATION_BATCH
+from swinexp.train.evaluation import EVALUATION_BATCH
 from tests.conftest import STRONG, Record, small_run, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
@@ -74,7 +74,7 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list[bytes]], list[Any]]:
     """The images of each step of two epochs as they go into augmentation, and which of them are to be mirrored."""
-    import swinexp.train.loop as module
+    import swinexp.train.batches as module
 
     seen: list[list[bytes]] = []
     mirrored: list[Any] = []

@@ -61,7 +61,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, ov
 def test_it_does_wherever_batches_that_are_augmented_together_begin(
     tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from swinexp.train.loop import AT_ONCE
+    from swinexp.train.batches import AT_ONCE
 
     monkeypatch.setitem(AT_ONCE, "cpu", together * 50 * 3 * 16 * 16)
     unbroken = trained(tmp_path / "unbroken/last.pt", *STRONG)
@@ -99,10 +99,10 @@ def test_a_killed_run_equals_an_unbroken_one_to_the_last_bit(tmp_path: Path, ove
 def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import swinexp.train.loop as loop
+    import swinexp.train.evaluation as evaluation
 
     unbroken = trained(tmp_path / "unbroken/last.pt")
-    predictions, judged = loop.predictions, 0
+    predictions, judged = evaluation.predictions, 0
 
     def interrupting(*arguments: object) -> object:
         nonlocal judged
@@ -112,7 +112,7 @@ def test_a_signal_while_the_validation_images_are_judged_is_followed_at_once(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(loop, "predictions", interrupting)
+    monkeypatch.setattr(evaluation, "predictions", interrupting)
     with pytest.raises(Interrupted) as interrupted:
         trained(tmp_path / "broken/last.pt")
     assert interrupted.value.exit_code == 143

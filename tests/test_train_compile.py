@@ -58,16 +58,16 @@ def test_a_captured_step_is_the_plain_one(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_step_that_cannot_be_captured_is_taken_plainly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import swinexp.train.loop as loop
+    import swinexp.train.step as step
 
-    plain = loop.clip
+    plain = step.clip
 
     def waits(*arguments: Any) -> torch.Tensor:
         norm = plain(*arguments)
         norm.item()
         return norm
 
-    monkeypatch.setattr(loop, "clip", waits)
+    monkeypatch.setattr(step, "clip", waits)
     figures, _ = trained(tmp_path / "last.pt", *STRONG, "trainer.device=cuda", "trainer.compile=graphs")
     assert figures["train/loss"] > 0
     assert "cannot be captured as a CUDA graph" in caplog.text
@@ -91,14 +91,14 @@ def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_trains_on_where_the_network_cannot_be_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import swinexp.train.loop as loop
+    import swinexp.train.compiling as compiling
 
     def broken(*_: Any) -> torch.Tensor:
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nand a long story")
 
     plain, _ = trained(tmp_path / "plain/last.pt", *STRONG, "patch=p2_conv")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", broken))
-    monkeypatch.setattr(loop, "compiles", lambda *_: True)
+    monkeypatch.setattr(compiling, "compiles", lambda *_: True)
     figures, _ = trained(tmp_path / "auto/last.pt", *STRONG, "patch=p2_conv")
     assert "the network cannot be compiled, so that training is slower: no compiler" in caplog.messages
     assert figures == plain

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from swinexp.mistake import Diverged, OutOfMemory
 from swinexp.optim import Ema
 from swinexp.train import build_state, derive, prepare, train, train_epoch
-from swinexp.train.loop import clip, done, train_step
+from swinexp.train.loop import done
+from swinexp.train.step import clip, train_step
 from tests.conftest import STRONG, Record, small_run, timeless, trained
 
 STEPS = 4  # of an epoch: 200 images, batches of 50
@@ -168,9 +169,9 @@ def test_a_step_never_waits_for_the_gpu(optimizer: str) -> None:
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """The loss is nan in these steps, and through its gradient all of the weights would be."""
-    import swinexp.train.loop as loop
+    import swinexp.train.step as step
 
-    plain, count = loop._gradients, 0
+    plain, count = step._gradients, 0
 
     def broken(run: Any, state: Any, *arguments: Any) -> torch.Tensor:
         nonlocal count
@@ -182,7 +183,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
             loss = loss * math.nan
         return loss
 
-    monkeypatch.setattr(loop, "_gradients", broken)
+    monkeypatch.setattr(step, "_gradients", broken)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +224,9 @@ def test_advice_that_was_already_followed_is_not_given(
 
 
 def test_a_validation_loss_that_is_not_finite_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swinexp.train import loop
+    from swinexp.train import evaluation
 
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"val/loss": math.inf, "val/accuracy": 0.1})
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"val/loss": math.inf, "val/accuracy": 0.1})
     run = small_run()
     with pytest.raises(Diverged) as diverged:
         train(run, *prepare(run), tmp_path / "last.pt", watch=Record())

@@ -4,8 +4,11 @@ Every random draw is decided by (seed, epoch or step) alone, so a run that was i
 same CPU, equal to the last bit to one that was not.
 """
 
+from swinexp.train.batches import augmented
+from swinexp.train.compiling import compile_model
 from swinexp.train.devices import autocast, derive, pick_device, settle
-from swinexp.train.loop import augmented, compile_model, evaluate, predictions, summarise, train, train_epoch
+from swinexp.train.evaluation import evaluate, predictions
+from swinexp.train.loop import summarise, train, train_epoch
 from swinexp.train.options import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
 from swinexp.train.processes import Left, followed
 from swinexp.train.setup import as_the_network_sees, build_model, prepare, steps_per_epoch

@@ -1,0 +1,96 @@
+"""What a run does before its first step: compile the network, capture a step as a CUDA graph."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator
+
+from swinexp.data import Dataset
+from swinexp.mistake import Mistake, first_line
+from swinexp.train.batches import augmented
+from swinexp.train.devices import captures, compiles
+from swinexp.train.evaluation import predictions
+from swinexp.train.graph import Captured
+from swinexp.train.state import State
+from swinexp.train.step import clipped, gradients, restoring
+
+if TYPE_CHECKING:
+    from swinexp.config import Run
+
+log = logging.getLogger(__name__)
+
+
+def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
+    """Make ready for the first step: compile the network for training and for evaluation, and capture a step as a CUDA
+    graph, each if the run is to; returns the seconds that it took, or None where there is nothing to do.
+
+    Both train on a batch of their own, which leaves no trace in the weights. Where the network cannot be compiled,
+    `trainer.compile=auto` goes on without, and says so. Raises `Mistake` where it was asked for.
+    """
+    device, trainer = dataset.mean.device, run.trainer
+    images = (trainer.epochs - len(state.history)) * state.steps * trainer.batch_size
+    compiled, captured = compiles(trainer, device, images), captures(trainer, device)
+    if not images or not (compiled or captured):
+        return None
+    began = time.perf_counter()
+    if compiled and not state.model.compiled:  # else it is the network of the run before
+        state.model.compile()
+    again = False
+    try:
+        _first_calls(run, state, dataset, captured)
+    except RuntimeError as error:
+        if not _compiler_failed(state, error):
+            raise
+        reason = first_line(error).rstrip(".")
+        if trainer.compile != "auto":
+            raise Mistake(
+                f"trainer.compile={trainer.compile}: the network cannot be compiled ({reason}). "
+                "Type trainer.compile=false, unless you can install what is missing"
+            ) from error
+        log.warning("the network cannot be compiled, so that training is slower: %s", reason)
+        state.model.uncompile()
+        if not captured:
+            return None
+        compiled, again = False, True
+    if again:  # not within the handler, where the error would keep a graph of the parameters
+        _first_calls(run, state, dataset, captured)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    if compiled or state.captured is not None:
+        log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
+    return seconds
+
+
+def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:
+    """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
+    device, batch_size = dataset.mean.device, run.trainer.batch_size
+    restore = restoring(dict(state.model.named_buffers()))  # of a BatchNorm
+    batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
+    mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
+    pixels, labels = augmented(run, dataset, batch, 0, mirrored)
+    factors = state.model.draw_drop_path(batch_size, Generator(device).manual_seed(0))
+    state.forward.train()
+    try:
+        if captured:
+            state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
+        else:
+            gradients(run, state, pixels, labels, factors)
+    except RuntimeError as error:
+        if not captured or _compiler_failed(state, error):
+            raise
+        reason = first_line(error)
+        log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        restore()
+    next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
+
+
+def _compiler_failed(state: State, error: RuntimeError) -> bool:
+    # Asked of a compiled network alone: torch imports its compiler at the first mention.
+    return state.model.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException)
