@@ -151,8 +151,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "own"
     shutil.copytree(CONF, place / "conf")
     (place / "sweeps").mkdir()
-    monkeypatch.setattr("swinexp.explain.CONF", place / "conf")
-    monkeypatch.setattr("swinexp.explain.SWEEPS", place / "sweeps")
+    monkeypatch.setattr("swinexp.explain.conf.CONF", place / "conf")
+    monkeypatch.setattr("swinexp.explain.conf.SWEEPS", place / "sweeps")
     return place
 
 

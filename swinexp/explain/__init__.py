@@ -1,0 +1,25 @@
+"""What was typed, or written in a file, and cannot be read, composed or found: in one line, with what to type instead.
+
+`check_…` look before Hydra does, `explain` is asked for what it then raises. Nothing heavy is imported here either.
+"""
+
+from swinexp.explain.conf import NAMED, settings
+from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, explain
+from swinexp.explain.files import check_files, slip
+from swinexp.explain.line import check_flags, check_options, check_single
+from swinexp.explain.override import no_constraint, no_option
+
+__all__ = [
+    "NAMED",
+    "NO_SLURM",
+    "NO_SUBMITIT",
+    "check_files",
+    "check_flags",
+    "check_options",
+    "check_single",
+    "explain",
+    "no_constraint",
+    "no_option",
+    "settings",
+    "slip",
+]
