@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from swinexp import CONF
+from swinexp.sweep.grammar import build_space
 from swinexp.sweep.liveness import me
 from swinexp.sweep.options import Options, options
 from swinexp.sweep.search import every_point
-from swinexp.sweep.space import Space, build_space
+from swinexp.sweep.space import Space
 from swinexp.sweep.storage import url_of
 from swinexp.sweep.study import Study
 

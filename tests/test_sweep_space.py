@@ -14,9 +14,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FixedTrial
 
 from swinexp.mistake import Mistake
+from swinexp.sweep.grammar import build_space
 from swinexp.sweep.options import Conditional
 from swinexp.sweep.plan import _asked
-from swinexp.sweep.space import Space, build_space, text
+from swinexp.sweep.space import Space, text
 from swinexp.sweep.trials import as_key, by_key
 from tests.conftest import config
 from tests.sweeping import GROUPS, space_of, sweeper_options

@@ -22,10 +22,11 @@ from swinexp.folder import incidental, published
 from swinexp.mistake import Mistake, check, first_line, leaves
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
+from swinexp.sweep.grammar import build_space
 from swinexp.sweep.jobs import slurm
 from swinexp.sweep.options import WHERE, Options, options
 from swinexp.sweep.search import build_sampler, check_search, every_point
-from swinexp.sweep.space import Point, Space, build_space
+from swinexp.sweep.space import Point, Space
 from swinexp.sweep.storage import url_of
 from swinexp.sweep.study import MOST_REPEATS, N_TRIALS, another, trains_once
 from swinexp.sweep.trial import FACTS, Constraint, constraint
