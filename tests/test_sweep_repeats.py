@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import Trial, TrialState
 from rich.console import Console
 
+from swinexp.sweep import repeats
 from swinexp.sweep import study as module
 from swinexp.sweep.board import Board, shown_tally
 from swinexp.sweep.budget import Enough
@@ -164,7 +165,7 @@ def test_points_that_are_not_counted_are_not_trained_twice_either(few: str) -> N
 
 
 def test_several_workers_see_that_there_is_no_other_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IN_VAIN", 30)
+    monkeypatch.setattr(repeats, "IN_VAIN", 30)
     studies = [study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=range(0,0.3,0.1)"]) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         ends = {*pool.map(work, studies)}

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from swinexp import CONF
 from swinexp.folder import kept
 from swinexp.mistake import leaves
-from swinexp.sweep.study import another
+from swinexp.sweep.learning import another
 from swinexp.sweep.sweeper import TOP
 from swinexp.sweep.trials import FROM, key_of
 

@@ -24,11 +24,13 @@ from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
 from swinexp.sweep.grammar import build_space
 from swinexp.sweep.jobs import slurm
+from swinexp.sweep.learning import another
 from swinexp.sweep.options import WHERE, Options, options
+from swinexp.sweep.repeats import MOST_REPEATS, trains_once
 from swinexp.sweep.search import build_sampler, check_search, every_point
 from swinexp.sweep.space import Point, Space
 from swinexp.sweep.storage import url_of
-from swinexp.sweep.study import MOST_REPEATS, N_TRIALS, another, trains_once
+from swinexp.sweep.study import N_TRIALS
 from swinexp.sweep.trial import FACTS, Constraint, constraint
 from swinexp.sweep.trials import as_key
 

@@ -19,16 +19,18 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.folder import kept, remove_empty
+from swinexp.folder import remove_empty
 from swinexp.mistake import Ended, Mistake, one_line
+from swinexp.sweep.agreement import alike, check_change, difference
 from swinexp.sweep.budget import Budget, Enough
+from swinexp.sweep.learning import learn
 from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
 from swinexp.sweep.patience import Eager, Patience, is_away
+from swinexp.sweep.repeats import MOST_REPEATS, Repeats, trains_once
 from swinexp.sweep.search import build_pruner, build_sampler
-from swinexp.sweep.space import Point, Space, compatible
+from swinexp.sweep.space import Point, Space
 from swinexp.sweep.storage import (
-    FILES,
     Everywhere,
     alone,
     checked,
@@ -37,7 +39,6 @@ from swinexp.sweep.storage import (
     open_storage,
     shown_url,
     unusable,
-    url_of,
 )
 from swinexp.sweep.trials import (
     BEAT,
@@ -54,19 +55,14 @@ from swinexp.sweep.trials import (
     TAKEN,
     WORKER,
     as_key,
-    by_key,
     counts,
     error,
-    keys_of,
 )
 
 log = logging.getLogger(__name__)
 
 
 N_TRIALS = 20  # when the search has no end of its own
-MOST_POINTS = 10_000  # of a space whose points are counted
-MOST_REPEATS = 20  # in a row, after which chance proposes the next point
-IN_VAIN = 200  # in a row, after which there is probably no other point
 
 
 class Nothing(Exception):
@@ -90,9 +86,7 @@ class Study:
         self.name, self.folder, self.url, self.options, self.space, self.seed = name, folder, url, options, space, seed
         self.budget = Budget(options)
         self.every = every
-        self._once = trains_once(options, space, every)
-        few = space.few_points(MOST_POINTS) if self._once else None
-        self._few = None if few is None else {as_key(point): point for point in few}
+        self._repeats = Repeats(space, self.budget.began) if trains_once(options, space, every) else None
         self._liveness = Liveness(options.grace)
         self.patience = Patience(shown_url(url), options.patience, self._liveness.forget) if is_server(url) else Eager()
         self._everywhere = Everywhere(url, name) if is_postgres(url) else None
@@ -170,10 +164,10 @@ class Study:
                 return
             if known is not None and not self.options.allow_space_change:
                 raise Mistake(
-                    f"study {self.name} was begun with something else ({_difference(known, asked)}). Type "
+                    f"study {self.name} was begun with something else ({difference(known, asked)}). Type "
                     "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
                 )
-            self._check_change()
+            check_change(self.space, self.trials, self.folder)
             if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
                 self._leave_behind()
                 self.optuna.set_user_attr(SINCE, len(self.trials))
@@ -186,7 +180,7 @@ class Study:
         if not done and not alike(known, asked):
             raise Mistake(
                 f"study {self.name} began with something else, and a file was changed meanwhile "
-                f"({_difference(known, asked)}). Undo that, and type the same command; or with "
+                f"({difference(known, asked)}). Undo that, and type the same command; or with "
                 "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
             )
 
@@ -212,16 +206,6 @@ class Study:
         optuna.delete_study(study_name=self.name, storage=storage)
         self.optuna = self._created(storage, directions)
 
-    def _check_change(self) -> None:
-        """Raise `Mistake` where the values of a key are no longer of the kind that its trials have."""
-        before = {key: each for trial in self.trials for key, each in trial.distributions.items()}
-        for parameter in self.space.all():
-            if not compatible(before.get(parameter.name, parameter.distribution), parameter.distribution):
-                raise Mistake(
-                    f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not the values of "
-                    f"a list. Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={self.folder}"
-                )
-
     def fill(self) -> None:
         """Queue what is to be tried in any case: known points, and every point of a grid. Copy what is learnt from."""
         self.patience(self._fill)
@@ -230,7 +214,8 @@ class Study:
         with self.alone():
             trials = self.trials
             if self.options.warm_start is not None and LEARNT not in self.optuna.user_attrs:
-                self._learn(self.options.warm_start, there=sum(FROM in trial.user_attrs for trial in trials))
+                there = sum(FROM in trial.user_attrs for trial in trials)
+                learn(self.optuna, self.space, self.options.warm_start, there)
                 self.optuna.set_user_attr(LEARNT, self.options.warm_start)
             points = [*map(self.space.check, self.options.enqueue), *(self.every or [])[: self.options.n_trials]]
             self._queue(points, trials, most=len(points))
@@ -251,45 +236,6 @@ class Study:
         given = self.options.n_trials
         return known if given is None else given if self.every is None else min(known, given)
 
-    def _learn(self, folder: str, there: int) -> None:
-        """Copy the trials of another study, but for the first ones that are `there`: a kill may have cut it short."""
-        known = another(folder)
-        taken = 0
-        for trial in known.get_trials(deepcopy=False):
-            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or FROM in trial.user_attrs:
-                continue
-            try:
-                point = self.space.check(by_key(trial.params))
-            except Mistake:  # not in this space
-                continue
-            parts = self.space.parts(point)
-            if trial.values is None or len(parts) != len(point):
-                continue
-            taken += 1
-            if taken <= there:
-                continue
-            self.optuna.add_trial(
-                optuna.trial.create_trial(
-                    state=trial.state,
-                    values=trial.values,
-                    params={part.name: point[part.key] for part in parts},
-                    distributions={part.name: part.distribution for part in parts},
-                    intermediate_values=trial.intermediate_values,
-                    user_attrs={FROM: folder},
-                )
-            )
-        if taken:
-            log.info("hydra.sweeper.warm_start: the sampler learns from %d trials of %s", taken, folder)
-            return
-        theirs = ", ".join(keys_of(known.get_trials(deepcopy=False)))
-        ours = ", ".join(dict.fromkeys(parameter.key for parameter in self.space.all()))
-        log.warning(
-            "hydra.sweeper.warm_start: nothing is to be learnt from %s, which varies %s, where this sweep varies %s",
-            folder,
-            theirs or "nothing",
-            ours,
-        )
-
     def claim(self) -> optuna.Trial:
         """The next trial, with its point; this process has it from now on. Raises `Nothing`, `Enough` and `Away`.
 
@@ -308,7 +254,7 @@ class Study:
                     raise
                 self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
                 raise Nothing from error
-            other = self.patience(lambda: self._settled(trial)) if self._once else None  # noqa: B023
+            other = self.patience(lambda: self._settled(trial))  # noqa: B023
             if other is None:
                 return trial
             self.tell(trial, TrialState.PRUNED, attributes={REPEATS: other})
@@ -322,6 +268,8 @@ class Study:
 
     def _settled(self, trial: optuna.Trial) -> int | None:
         """The trial that has this one's point; none where this one has it from now on, or was asked for."""
+        if self._repeats is None:
+            return None
         with self.alone(), checked(self.url):
             trials, since = self.trials, self._since
             own = trials[trial.number]
@@ -330,9 +278,7 @@ class Study:
             if own.user_attrs.get(TAKEN) == since:
                 return None
             asked = "fixed_params" in own.system_attrs and LED not in own.user_attrs
-            others = [] if asked else self._with_points(trials, since)
-            point = as_key(own.params)
-            first = next((t.number for t in others if t.number != own.number and as_key(t.params) == point), None)
+            first = None if asked else self._repeats.other(own, trials, since)
             if first is None:
                 trial.set_user_attr(TAKEN, since)
             return first
@@ -341,21 +287,6 @@ class Study:
     def _since(self) -> int:
         """The first trial of the config that trials have now."""
         return int(self.optuna.user_attrs.get(SINCE, 0))
-
-    def _with_points(self, trials: Sequence[FrozenTrial], since: int) -> list[FrozenTrial]:
-        """Those of this config that were trained, are being trained or will be.
-
-        One that failed has left its point to the next command, for which what failed may have been mended.
-        """
-
-        def has(trial: FrozenTrial) -> bool:
-            if {FROM, REPEATS} & trial.user_attrs.keys() or trial.user_attrs.get(TAKEN, trial.number) < since:
-                return False
-            if trial.state == TrialState.FAIL:
-                return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self.budget.began
-            return trial.state.is_finished() or TAKEN in trial.user_attrs
-
-        return [trial for trial in trials if has(trial)]
 
     def _claim(self) -> optuna.Trial:
         with self.alone(), checked(self.url):
@@ -375,11 +306,11 @@ class Study:
                 raise Enough
             number = len(trials) if queued is None else queued
             self.optuna.sampler = build_sampler(self.options, self.space, self.seed, number)
-            if queued is None and self._once:
-                if (over := self._all_tried(trials)) is not None:
+            if queued is None and self._repeats is not None:
+                if (over := self._repeats.all_tried(trials, self._since)) is not None:
                     raise Nothing if running else over
-                if self._repeats(trials) >= MOST_REPEATS:
-                    self._leave_to_chance(trials)
+                if self._repeats.in_a_row(trials, self._since) >= MOST_REPEATS:
+                    self._leave_to_chance(trials, self._repeats.left(trials, self._since))
             trial = self.optuna.ask()
             self._unsure = trial.number
             trial.set_user_attr(WORKER, me())
@@ -390,39 +321,15 @@ class Study:
         """Why no trial would be begun now, if so, other than that all that are wanted are done."""
         trials = self.trials
         spent = self.budget.spent(self.optuna, trials)
-        if spent is None and self._once and self.finished(trials) < self.wanted:
-            return self._all_tried(trials) if all(trial.state.is_finished() for trial in trials) else None
+        if spent is None and self._repeats is not None and self.finished(trials) < self.wanted:
+            ended = all(trial.state.is_finished() for trial in trials)
+            return self._repeats.all_tried(trials, self._since) if ended else None
         return spent
 
-    def _all_tried(self, trials: Sequence[FrozenTrial]) -> Enough | None:
-        """Why no other point is to be found, if so."""
-        why = None
-        if self._left(trials) == []:
-            why = f"all {len(self._few or [])} points were tried"
-        elif self._repeats(trials) >= IN_VAIN:
-            why = f"the last {IN_VAIN} points were tried before"
-        if why is None:
-            return None
-        if any(trial.state == TrialState.COMPLETE for trial in trials):
-            return Enough(why, gained=True)
-        return Enough(f"{why}, and none was trained to its end", failed=True)
-
-    def _left(self, trials: Sequence[FrozenTrial]) -> list[Point] | None:
-        """The points that no trial has, if they can be counted."""
-        if self._few is None:
-            return None
-        tried = {as_key(trial.params) for trial in self._with_points(trials, self._since)}
-        return [point for key, point in self._few.items() if key not in tried]
-
-    def _repeats(self, trials: Sequence[FrozenTrial]) -> int:
-        """How many of the last trials that have ended had another one's point."""
-        ended = [REPEATS in each.user_attrs for each in trials[self._since :] if each.state.is_finished()]
-        return next((count for count, repeats in enumerate(reversed(ended)) if not repeats), len(ended))
-
-    def _leave_to_chance(self, trials: Sequence[FrozenTrial]) -> None:
+    def _leave_to_chance(self, trials: Sequence[FrozenTrial], left: Sequence[Point] | None) -> None:
         """Have the next trial's point drawn, from those that are left where they can be counted."""
         chance = f"{self.seed} {len(trials)}"
-        if left := self._left(trials):
+        if left:
             point = random.Random(chance).choice(left)
             self.optuna.enqueue_trial(self.space.named(point), user_attrs={LED: True})
         else:
@@ -531,41 +438,3 @@ class Study:
         if trial.datetime_start is not None:
             own = max(0.0, until - trial.datetime_start.timestamp())
             self.optuna._storage.set_trial_user_attr(trial._trial_id, SPENT, trial.user_attrs.get(SPENT, 0.0) + own)
-
-
-def alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether two sweeps are the same one, in what both tell."""
-    return all(known[part] == asked[part] for part in known.keys() & asked.keys())
-
-
-def trains_once(options: Options, space: Space, every: Sequence[Point] | None) -> bool:
-    """Whether a point that is proposed again is left out. Of an interval, only GP proposes a number again: its end."""
-    proposed = every is None and space.custom is None
-    return proposed and not options.repeats and (not space.is_continuous or options.sampler["name"] == "gp")
-
-
-def another(folder: str, key: str = "hydra.sweeper.warm_start") -> optuna.Study:
-    """The study of another sweep's folder, which was typed for `key`. Raises `Mistake`."""
-    record = Path(folder) / "study.json"
-    if not record.is_file():
-        raise Mistake(f"{key}={folder}: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME")
-    there = kept(record)
-    here = [name for name, file in FILES.items() if (record.parent / file).exists()]  # which may have been moved
-    url = url_of(here[0] if here else there["storage"], record.parent.absolute())
-    try:
-        return optuna.load_study(study_name=there["name"], storage=open_storage(url))
-    except KeyError:
-        raise Mistake(f"{key}={folder}: its study is no longer in {url}. Move it back there") from None
-
-
-def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    said = []
-    for part in ("space", "objective", "config", "options"):
-        before, now = known.get(part, {}), asked.get(part, {})
-        if not isinstance(before, dict):
-            before, now = {part: before}, {part: now}
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                said.append(f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now")
-    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
-    return ", ".join(said[:3]) + more
