@@ -192,6 +192,31 @@ class TestSwinV2:
         assert torch.equal(at[1000.0], at[100.0])
         assert not torch.allclose(at[10.0], at[100.0])
 
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+    def test_tokens_of_zeros_do_not_have_all_of_the_gradient(self, precision: torch.dtype) -> None:
+        model = small(attention=SWINV2["attention"], patch={"size": 2, "embedding": "spt"})
+        images = torch.randn(8, 3, 16, 16)
+        norms: list[float] = []
+        blank = torch.cat([images[..., :8], images[..., 8:] * 0], dim=-1)  # whose even patches are zeros after the norm
+        for part in (images, blank):
+            model.zero_grad()
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                logits = model(part)
+            nn.functional.cross_entropy(logits.float(), torch.arange(8)).backward()
+            norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item())
+        assert norms[1] < 2 * norms[0]
+
+    def test_a_query_of_zeros_is_no_division_by_zero_in_fp16(self) -> None:
+        attention = small(attention=SWINV2["attention"]).layers[0].blocks[0].attn.half()  # type: ignore[index, union-attr, operator]
+        q, k = torch.randn(2, 1, 1, 2, 16, 8).half()
+        q[..., 3, :] = 0
+        q.requires_grad_()
+        weights = attention.weights(q, k, None)
+        weights[..., 0].sum().backward()
+        assert weights.isfinite().all()
+        assert q.grad is not None
+        assert q.grad.isfinite().all()
+
     def test_a_block_begins_as_the_identity(self) -> None:
         block = small(**SWINV2).layers[0].blocks[1]  # type: ignore[index, union-attr]
         x = torch.randn(2, 64, 16)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -171,4 +172,21 @@ def test_only_one_is_in_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_another_removes_meanwhile_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.stat
+    removed: list[Path] = []
+
+    def late(path: Any, *rest: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith(".lock") and not named and not removed:
+            removed.append(path)
+            os.unlink(path)
+        return plain(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", late)
+    with alone(tmp_path / "file"):
+        assert removed
+        assert (tmp_path / ".file.lock").exists()
     assert list(tmp_path.iterdir()) == []

@@ -34,10 +34,12 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/archive.tar.gz"
         self.breaks: list[int] = []
         self.asked: list[str | None] = []
-        self.ranges = self.silent = False
+        self.ranges = self.silent = self.chunked = False
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    close_connection = True
     server: Server
 
     def do_GET(self) -> None:
@@ -51,9 +53,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
+        end = start + server.breaks.pop(0) if server.breaks else len(CONTENT)
+        if server.chunked:  # which does not say how much there is
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%s\r\n" % (end - start, CONTENT[start:end]))
+            self.wfile.write(b"0\r\n\r\n" if end == len(CONTENT) else b"ffff\r\n")
+            return
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
-        end = start + server.breaks.pop(0) if server.breaks else len(CONTENT)
         self.wfile.write(CONTENT[start:end])
         if server.silent:
             self.wfile.flush()
@@ -86,6 +94,13 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_connection_that_breaks_is_gone_on_with(server: Server, tmp_path: Path) -> None:
     server.breaks = [100_000, 50_000]
+    download(server.url, tmp_path / "file", MD5)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_one_that_breaks_without_having_said_how_much_there_is_too(server: Server, tmp_path: Path) -> None:
+    server.chunked, server.breaks = True, [100_000, 50_000]
     download(server.url, tmp_path / "file", MD5)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-", "bytes=150000-"]

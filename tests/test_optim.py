@@ -54,6 +54,26 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
+def test_fp16_that_overflows_in_the_first_step_leaves_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    model, plain = small(), small()
+    optimizer, unbroken = build_optimizer(OPTIONS["sgd"], model), build_optimizer(OPTIONS["sgd"], plain)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    try:
+        for p in model.parameters():
+            p.grad = torch.full_like(p, math.inf)
+        scaler.step(optimizer)
+        scaler.update()
+        assert all((state["momentum_buffer"] == 0).all() for state in optimizer.state.values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    train(model, optimizer, range(3))
+    train(plain, unbroken, range(3))
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 def test_every_option_is_tested() -> None:
     assert OPTIONS.keys() == OPTIMIZERS.keys()
 

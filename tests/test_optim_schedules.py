@@ -52,6 +52,14 @@ def test_one_cycle_goes_up_down_and_on() -> None:
     assert at(schedule, 100, 0, 20, 40, 60, 80, 90, 100) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("epochs", [50, 44.5, 41])
+def test_one_cycle_without_room_for_its_way_down_falls_in_its_tail(epochs: float) -> None:
+    schedule = OneCycle("one_cycle", 40, 0.1, 0.2, 0.001)
+    halfway = (40 + epochs) / 2
+    assert at(schedule, epochs, 20, 40, halfway, epochs) == pytest.approx([0.55, 1, 0.001 + 0.999 / 2, 0.001])
+    assert at(schedule, 40, 40) == [1]
+
+
 def test_restarts_begin_again_with_longer_cycles() -> None:
     schedule = Restarts("restarts", 0, 0.1, 10, 2, False)
     halfway = 0.1 + 0.9 / 2

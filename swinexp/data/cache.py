@@ -104,7 +104,7 @@ def alone(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 log.info("waiting for another process that is making %s", path)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if not (lock.exists() and os.path.samestat(os.fstat(handle), os.stat(lock))):
+            if not _is(handle, lock):
                 continue  # whoever had it has removed it: only the file that is there locks
             try:
                 yield
@@ -113,3 +113,11 @@ def alone(path: Path) -> Iterator[None]:
             return
         finally:
             os.close(handle)
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that is at `path` now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -12,7 +12,6 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 
@@ -78,17 +77,21 @@ def _receive(url: str, part: Path) -> bool:
         total = None if response.length is None else received + response.length
         task = bar.add_task("", total=total, completed=received)
         for block in _blocks(response):
+            if block is None:
+                return False
             file.write(block)
             received += len(block)
             bar.update(task, completed=received)
     return total is None or received == total
 
 
-def _blocks(response: HTTPResponse) -> Iterator[bytes]:
-    """What a server sends until it ends or falls silent."""
-    with suppress(OSError, HTTPException):
+def _blocks(response: HTTPResponse) -> Iterator[bytes | None]:
+    """What a server sends until it ends; None at last where it breaks off or falls silent."""
+    try:
         while block := response.read1(1 << 16):
             yield block
+    except (OSError, HTTPException):
+        yield None
 
 
 def _size(path: Path) -> int:

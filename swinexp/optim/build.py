@@ -31,7 +31,11 @@ def build_optimizer(config: options.Optimizer, model: nn.Module) -> torch.optim.
         for group in parameter_groups(config, model)
     ]
     if isinstance(config, options.SGD):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if config.momentum:  # torch leaves it as the memory was where fp16 overflows in the first step
+            for p in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return sgd
     if isinstance(config, options.Lion):
         return lion.Lion(groups, (config.betas[0], config.betas[1]))
     assert isinstance(config, options.Moments)

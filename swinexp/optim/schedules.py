@@ -126,7 +126,7 @@ class OneCycle(Schedule):
     """One rise, one fall, and a tail, in three straight lines (Smith and Topin, arXiv 1708.07120).
 
     Up from `start` times the peak lr during the warm-up, back down to it, and in the last share `tail` of the run on
-    to `final` times the peak.
+    to `final` times the peak. Where the warm-up leaves no room before the tail, the tail falls from the peak.
     """
 
     start: float
@@ -153,7 +153,8 @@ class OneCycle(Schedule):
         turn = max((1 - self.tail) * epochs, self.warmup_epochs)
         if epoch < turn:
             return between(self.start, 1 - progress(epoch, self.warmup_epochs, turn))
-        return self.final + (self.start - self.final) * (1 - progress(epoch, turn, epochs))
+        top = self.start if turn > self.warmup_epochs else 1.0  # with no way down before it, the tail is the way
+        return self.final + (top - self.final) * (1 - progress(epoch, turn, epochs))
 
 
 @dataclass

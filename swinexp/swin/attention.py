@@ -17,6 +17,7 @@ POSITION_HIDDEN = 512  # width of the network that makes the continuous bias, as
 MIMETIC_QK = (0.7, 0.7)  # of the noise and the identity in q·k, and in v·proj, as its paper has them for CIFAR-10
 MIMETIC_VP = (0.4, -0.4)
 LOGIT_SCALE = (math.log(10), math.log(100))  # where the logarithm of the cosine's factor begins, and its largest
+SHORTEST = 1e-3  # that cosine attention divides by: a token of zeros (an even patch) has no gradient of 1e12
 
 
 class WindowAttention(nn.Module):
@@ -89,7 +90,8 @@ class WindowAttention(nn.Module):
         scale = q.shape[-1] ** -0.5
         if self.attention.similarity == "cosine":
             factor = self.logit_scale.clamp(max=LOGIT_SCALE[1]).exp()
-            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * factor
+            q, k = F.normalize(q, dim=-1, eps=SHORTEST), F.normalize(k, dim=-1, eps=SHORTEST)
+            scores = q @ k.transpose(-2, -1) * factor
         elif self.attention.similarity == "qk_norm":
             scores = (self.q_norm(q) * scale) @ self.k_norm(k).transpose(-2, -1)
         elif self.attention.similarity == "local":

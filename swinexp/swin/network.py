@@ -247,6 +247,10 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbedding) and isinstance(module.proj, nn.Linear):
+        # As that of a convolution begins: else a patch without edges is a token of zeros, whose length norms divide by.
+        bound = module.proj.in_features**-0.5
+        nn.init.uniform_(module.proj.bias, -bound, bound)
     elif isinstance(module, WindowAttention) and module.attention.position_bias == "table":
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
     elif isinstance(module, SwinBlock) and not module.normed_first:
