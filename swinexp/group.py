@@ -91,15 +91,15 @@ def started() -> Iterator[None]:
         yield
 
 
-def train_together(processes: int, path: Path, overrides: Sequence[str], group: str | None) -> None:
-    """Have so many processes train the run of a folder, which `overrides` compose.
+def train_together(processes: int, path: Path, arguments: Sequence[str], group: str | None) -> None:
+    """Have so many processes train the run of a folder, whose config `arguments` compose.
 
     Raises `Pruned` and `Forbidden` for a trial, `Mistake` and `Ended` as one process would, KeyboardInterrupt after
     a signal that they followed.
     """
     _wait_until_free(path)
     where = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    mine = [each for each in overrides if not each.startswith(STARTED)]
+    mine = [each for each in arguments if not each.startswith(STARTED)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command += [f"--nproc-per-node={processes}", "-m", "swinexp.run", *mine, "hydra.mode=RUN"]
     key = secrets.token_bytes(16)

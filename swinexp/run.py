@@ -109,7 +109,8 @@ def _run(
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     folder, trial = Folder(path), current_trial()
     if run.trainer.gpus > size():
-        train_together(run.trainer.gpus, path, [*overrides, *HydraConfig.get().overrides.hydra], group)
+        train_together(run.trainer.gpus, path, _composing(HydraConfig.get()), group)
+        folder.check(config)
         summary = folder.summary
         assert summary is not None
         if trial.number is not None and summary.get("pruned"):
@@ -158,6 +159,14 @@ def _run(
         if trial.number is not None and summary.get("pruned"):
             raise Pruned
         return _values(run, summary)
+
+
+def _composing(hydra: Any) -> list[str]:
+    """The arguments that compose a job's config in another process: where its files are, and the overrides."""
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [each for each in hydra.runtime.config_sources if each.provider in flags]
+    places = [f"{flags[each.provider]}={each.path}" for each in sources]
+    return [*places, f"--config-name={hydra.job.config_name}", *hydra.overrides.task, *hydra.overrides.hydra]
 
 
 def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:

@@ -13,6 +13,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 
 import pytest
+import yaml
 
 from swinexp.group import _Starter
 from swinexp.mistake import Ended, Mistake
@@ -101,6 +102,18 @@ def test_a_run_on_two_gpus_is_one_run(command: Command) -> None:
     again = command(*TWO, "name=two")
     assert again.returncode == 0
     assert "already finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_its_processes_read_the_config_that_the_command_does(command: Command) -> None:
+    own = Path("my files")
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "own.yaml").write_text("# @package _global_\noptimizer: {lr: 0.125}\n")
+    (own / "best.yaml").write_text("defaults:\n- config\n- _self_\nseed: 7\n")
+    done = command(f"--config-dir={own}", "--config-name=best", *TWO, "experiment=own", "name=own")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(Path("outputs/runs/own/config.yaml").read_text())
+    assert (config["seed"], config["optimizer"]["lr"]) == (7, 0.125)
 
 
 def start(*overrides: str) -> subprocess.Popen[str]:
