@@ -17,6 +17,11 @@ def alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return all(known[part] == asked[part] for part in known.keys() & asked.keys())
 
 
+def trains_alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a point would be the same run in both."""
+    return all(known.get(part) == asked.get(part) for part in ("config", "options"))
+
+
 def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three keys by which two sweeps differ, with both values, and how many more there are."""
     said = []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.sweep.trials import as_key, counts
+from swinexp.sweep.trials import CHOSEN, as_key, counts
 
 
 class Known(Protocol):
@@ -47,26 +47,32 @@ class Leader:
 def leaders(study: Known, top: Known | None = None) -> list[Leader]:
     """The best trial of a study with one objective, or the front of one with several.
 
-    With a study `top` of further seeds, every point that was trained on all of them, the best mean first.
+    With a study `top` of further seeds, the points that these are for and that have any, the best mean first.
     """
     found = [Leader(trial, on_seeds(trial)) for trial in front(study, study.trials)]
     if top is None:
         return found
+    chosen = top.optuna.user_attrs.get(CHOSEN, {}).get("points", [])
+    sign = _signs(study)[0]
+    best = [leader for leader in confirmed(study, top) if as_key(leader.trial.params) in chosen]
+    return sorted(best, key=lambda leader: sign * leader.means[0]) or found
+
+
+def confirmed(study: Known, top: Known) -> list[Leader]:
+    """Every point that has further seeds, with all of its figures."""
     further: dict[int, list[list[float]]] = {}
     trials = {as_key(trial.params): trial for trial in distinct(ranked(study, study.trials))}
     for each in top.trials:
-        point = {key: value for key, value in each.params.items() if key != "seed"}
-        trial = trials.get(as_key(point))
+        trial = trials.get(as_key(without_seed(each.params)))
         if each.state == TrialState.COMPLETE and trial is not None:
             further.setdefault(trial.number, []).append(each.values)
-    most = max(map(len, further.values()), default=0)
-    confirmed = [
-        Leader(trial, [*on_seeds(trial), *further[trial.number]])
-        for trial in trials.values()
-        if most and len(further.get(trial.number, [])) == most
-    ]
-    sign = _signs(study)[0]
-    return sorted(confirmed, key=lambda leader: sign * leader.means[0]) or found
+    every = (trial for trial in trials.values() if trial.number in further)
+    return [Leader(trial, [*on_seeds(trial), *further[trial.number]]) for trial in every]
+
+
+def without_seed(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The point that a further seed is of."""
+    return {key: value for key, value in point.items() if key != "seed"}
 
 
 def ranked(study: Known, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -22,7 +22,7 @@ from swinexp.folder import remove_unfinished, write_text
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.plots import Plot, drawn, mend_html, plots_of, write_pngs
-from swinexp.sweep.ranking import Leader, leaders, number, on_seeds
+from swinexp.sweep.ranking import Leader, confirmed, leaders, number, on_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import ERROR, FROM, by_key, epochs, error, keys_of, left_out, took
@@ -43,7 +43,7 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
         remove_unfinished(place, seconds=600)  # other commands may be writing theirs
     files = ["results.csv"]
     best = leaders(study, top)
-    spread = _spread(trials, objectives, best)
+    spread = _spread(trials, objectives, [] if top is None else confirmed(study, top))
     _write_csv(study, trials, objectives, spread)
     if best and _write_best(study, best[0]):
         files.append("best.yaml")
@@ -58,11 +58,11 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     return files
 
 
-def _spread(trials: Sequence[FrozenTrial], objectives: Sequence[str], best: Sequence[Leader]) -> Spread:
+def _spread(trials: Sequence[FrozenTrial], objectives: Sequence[str], confirmed: Sequence[Leader]) -> Spread:
     """How many seeds, then the mean and standard deviation of each objective; no columns where all have one seed."""
     complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
     known = {trial.number: Leader(trial, on_seeds(trial)) for trial in complete}
-    known |= {leader.trial.number: leader for leader in best}  # with the further seeds
+    known |= {leader.trial.number: leader for leader in confirmed}
     several = {trial: leader for trial, leader in known.items() if len(leader.figures) > 1}
     if not several:
         return [], {}
@@ -85,7 +85,7 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
         seconds = "" if (own := took(trial)) is None else f"{own:.1f}"
         point = by_key(trial.params)
         params = [text(point[key]) if key in point else "" for key in keys]
-        folder = trial_folder(study.folder, trial.number, study.options.seeds)
+        folder = trial_folder(study.folder, trial.number)
         writer.writerow(
             [
                 trial.number,
@@ -105,8 +105,9 @@ def _write_csv(study: Study, trials: Sequence[FrozenTrial], objectives: Sequence
 
 def _write_best(study: Study, leader: Leader) -> bool:
     """The best trial's whole config, as one that Hydra composes a run from."""
-    kept = trial_folder(study.folder, leader.trial.number, study.options.seeds) / "config.yaml"
-    if not kept.exists():  # another application's
+    kept = trial_folder(study.folder, leader.trial.number) / "config.yaml"
+    if not kept.exists():  # another application's, or another machine's
+        (study.folder / "best.yaml").unlink(missing_ok=True)  # of another trial, then
         return False
     config = yaml.safe_load(kept.read_text())
     config["name"] = f"best-of-{study.name}"[:120]
@@ -164,7 +165,7 @@ def _write_html(
             f"{say(shown_params(leader.trial.params))}</p>"
             for leader in best[:10]
         ]
-        own = trial_folder(study.folder, best[0].trial.number, study.options.seeds)
+        own = trial_folder(study.folder, best[0].trial.number)
         sections.append(f"<pre>{say(again(study.folder, own))}</pre>")
     for title, figure in pictures.items():
         figure.update_layout(title=None, margin={"t": 30, "r": 20}, template="plotly_white")
@@ -194,7 +195,7 @@ def _table(
     heads = ["trial", "state", *objectives, *more, *keys, "epochs", "seconds", "run"]
     rows: list[tuple[str, list[str]]] = []
     for trial in trials:
-        folder = trial_folder(study.folder, trial.number, study.options.seeds)
+        folder = trial_folder(study.folder, trial.number)
         link = os.path.relpath(folder, study.folder)
         values = [f"{value:.6g}" for value in trial.values or [None] * 0] or [""] * len(objectives)
         seeds = [f"{figure:.4g}" for figure in figures.get(trial.number, [])] or [""] * len(more)

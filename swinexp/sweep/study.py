@@ -21,12 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from swinexp.folder import remove_empty
 from swinexp.mistake import Ended, Mistake, one_line
-from swinexp.sweep.agreement import alike, check_change, difference
+from swinexp.sweep.agreement import alike, check_change, difference, trains_alike
 from swinexp.sweep.budget import Budget, Enough
 from swinexp.sweep.learning import learn
 from swinexp.sweep.liveness import Liveness, me
 from swinexp.sweep.options import Options
 from swinexp.sweep.patience import Eager, Patience, is_away
+from swinexp.sweep.ranking import without_seed
 from swinexp.sweep.repeats import MOST_REPEATS, Repeats, trains_once
 from swinexp.sweep.search import build_pruner, build_sampler
 from swinexp.sweep.space import Point, Space
@@ -44,6 +45,7 @@ from swinexp.sweep.trials import (
     BEAT,
     BEFORE,
     CHANGED,
+    CHOSEN,
     ERROR,
     FROM,
     LEARNT,
@@ -168,10 +170,18 @@ class Study:
                     "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
                 )
             check_change(self.space, self.trials, self.folder)
-            if known is None or self.finished(self.trials) < self.wanted:  # else nothing is trained with this one
+            same = known is not None and trains_alike(known, asked)
+            if known is None or self.finished(self.trials) < self.wanted:
                 self._leave_behind()
-                self.optuna.set_user_attr(SINCE, len(self.trials))
+                if not same:
+                    self.optuna.set_user_attr(SINCE, len(self.trials))
                 self.optuna.set_user_attr("asked", dict(asked))
+            elif not same and self.options.top_k:  # nothing else is trained with this one
+                raise Mistake(
+                    f"hydra.sweeper.top_k={self.options.top_k}: study {self.name} is done, with something else "
+                    f"({difference(known, asked)}), so that further seeds would not be of its points. Type the command "
+                    "as it was with top_k, or hydra.sweeper.study_name=ANOTHER_NAME"
+                )
 
     def still(self, asked: Mapping[str, Any]) -> None:
         """Raise `Mistake` when the files that make the config have changed since the sweep's command read them."""
@@ -334,6 +344,22 @@ class Study:
             self.optuna.enqueue_trial(self.space.named(point), user_attrs={LED: True})
         else:
             self.optuna.sampler = optuna.samplers.RandomSampler(seed=random.Random(chance).getrandbits(32))
+
+    def current(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that were trained with the config that trials have now."""
+        since = self._since
+        return [trial for trial in trials if trial.user_attrs.get(TAKEN, trial.number) >= since]
+
+    def choose(self, study: Study) -> None:
+        """Write down whose further seeds its points are. Raises `Mistake` when it has those of another config."""
+        known = self.optuna.user_attrs.get(CHOSEN, {"since": study._since})
+        if known["since"] != study._since:
+            raise Mistake(
+                f"hydra.sweeper.top_k={study.options.top_k}: {self.folder} has further seeds of another config, before "
+                "hydra.sweeper.allow_space_change. Type hydra.sweeper.study_name=ANOTHER_NAME, or leave top_k out"
+            )
+        points = sorted({as_key(without_seed(point)) for point in self.every or []})
+        self.patience(lambda: self.optuna.set_user_attr(CHOSEN, {"since": study._since, "points": points}))
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of those that are wanted are finished; of fixed points, none that were wanted once."""

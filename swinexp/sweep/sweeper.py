@@ -75,6 +75,7 @@ def sweep(
                 log.warning("the best are not trained on further seeds (hydra.sweeper.top_k): %s", enough)
             elif what.options.top_k:
                 top = opened.enter_context(closing(_top(what, study)))
+                top.choose(study)
                 top.fill()
                 _search(what, top, launch)
         except KeyboardInterrupt:
@@ -101,7 +102,7 @@ def _top(what: Plan, study: Study) -> Study:
     """The study of the best points on further seeds, whose trials are all of them."""
     options, seed = what.options, what.seed
     seeds = list(range(seed + options.seeds, seed + options.top_seeds))
-    best = distinct(ranked(study, study.trials))[: options.top_k]
+    best = distinct(ranked(study, study.current(study.trials)))[: options.top_k]
     points = [{**by_key(trial.params), "seed": each} for trial in best for each in seeds]
     chosen = IntDistribution(seed, seed + 10**6)
     space = replace(

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
 FORBIDDEN, REPEATS, TAKEN, LED = "forbidden", "repeats", "taken", "led"
 SPENT, BEFORE, CHANGED = "spent", "before", "changed"
-# Of a study: its first trial of the config that it has now, and whether it has all that it is to learn from.
-SINCE, LEARNT = "since", "learnt"
+# Of a study: its first trial of the config that it has now, whether it has all that it is to learn from, and of one of
+# further seeds the points that were the best when it was last begun, and what `SINCE` then was.
+SINCE, LEARNT, CHOSEN = "since", "learnt", "chosen"
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
 

@@ -182,6 +182,7 @@ def kind_of(error: BaseException) -> str:
     return "mistake" if isinstance(error, Mistake) else "bug"
 
 
-def trial_folder(sweep: Path, number: int, seeds: int) -> Path:
+def trial_folder(sweep: Path, number: int) -> Path:
     """Where a trial's run lies; with several seeds, that of the first."""
-    return sweep / str(number) if seeds == 1 else sweep / str(number) / "seed0"
+    whole = sweep / str(number)
+    return first if (first := whole / "seed0").is_dir() else whole
