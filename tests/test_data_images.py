@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from swinexp.data import load
-from swinexp.data.images import on_all_cores, resized
+from swinexp.data.images import on_all_cores, resized, square
 from swinexp.mistake import Mistake
 from tests.published import image_folder, write_folder
 
@@ -43,6 +43,25 @@ def test_every_mode_and_shape_becomes_square_rgb(tree: Path, caplog: pytest.LogC
     before, _, counts = told.partition("of 25 images some were not RGB and have been converted: ")
     assert before == f"{tree}: "
     assert set(counts.split(", ")) == {"2 grey", "2 palette", "1 grey with transparency", "1 RGBA", "1 16-bit"}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_a_photo_is_turned_upright(suffix: str, tmp_path: Path) -> None:
+    upright = np.zeros((32, 32, 3), dtype=np.uint8)
+    upright[:16] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / f"photo.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"photo.{suffix}") as photo:
+        assert np.abs(square(photo, 32).transpose(1, 2, 0).astype(int) - upright).max() <= 10
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_exif_says_nothing(tmp_path: Path) -> None:
+    for damaged in (b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0no tiff at all"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "photo.jpg", exif=damaged, quality=100)
+        with Image.open(tmp_path / "photo.jpg") as photo:
+            assert (square(photo, 8) == 9).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut short"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import urllib.error
 from pathlib import Path
@@ -65,6 +66,45 @@ def test_images_in_folders_within_a_class_count_and_hidden_ones_do_not(tree: Pat
     assert len(dataset.train) + len(dataset.val) == 25
 
 
+def test_a_folder_that_links_lead_to_again_is_read_once(tree: Path) -> None:
+    (tree / "train" / "ant" / "again").symlink_to(".")
+    (tree / "train" / "bee" / "all").symlink_to("..")
+    (tree / "train" / "cat" / "elsewhere").symlink_to(tree / "test" / "cat")
+    dataset = load(image_folder(tree), test=False)
+    counts = [sum(int((split.labels == label).sum()) for split in (dataset.train, dataset.val)) for label in range(3)]
+    assert counts == [8, 28, 12]  # of bee all, for its link leads to the folder of them
+
+
+def test_files_that_are_no_images_are_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("webp", "bmp", "tiff", "gif"):
+        Image.new("RGB", (8, 8)).save(tree / "train" / "ant" / f"another.{kind}")
+    load(image_folder(tree), test=False)
+    assert "left out" not in caplog.text
+    for name in ("notes.txt", "one.HEIC", "two.heic", "README", ".hidden.txt"):
+        (tree / "train" / "bee" / name).touch()
+    for _ in range(2):  # from the cache too
+        caplog.clear()
+        dataset = load(image_folder(tree), test=False)
+        assert len(dataset.train) + len(dataset.val) == 28
+        (line,) = [each for each in caplog.messages if "left out" in each]
+        assert line.startswith(f"{tree}/train: 4 files are left out, which are none of .bmp, .gif, ")
+        assert line.endswith(": 2 .heic, 1 without a suffix, 1 .txt")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.scandir
+
+    def refusing(path: str | Path) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    (tree / "train" / "ant" / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(Mistake, match=r"data.root=.*: .*/train/ant/locked cannot be read \(Permission denied\)\. "):
+        load(image_folder(tree), test=False)
+
+
 def test_a_link_to_nowhere_is_named(tree: Path) -> None:
     (tree / "train" / "ant" / "gone.png").symlink_to(tree / "nowhere.png")
     with pytest.raises(Mistake, match=r"ant/gone.png cannot be read \(No such file or directory\). Remove it"):
@@ -90,7 +130,7 @@ def test_mistakes_about_folders_name_the_folder(tree: Path) -> None:
     with pytest.raises(Mistake, match=rf"data.root={archive}: a file, and not the .*\. Type data.root={tree}$"):
         load(image_folder(archive), test=False)
     (tree / "train" / "dog").mkdir()
-    with pytest.raises(Mistake, match=r"class 'dog' is empty, .*/train/dog has no .jpg or .png file"):
+    with pytest.raises(Mistake, match=r"class 'dog' is empty, .*/train/dog has no image file \(.bmp, "):
         load(image_folder(tree), test=False)
     for i in range(4):
         Image.new("RGB", (8, 8)).save(tree / "train" / "dog" / f"{i}.png")

@@ -21,7 +21,7 @@ from swinexp.mistake import first_line
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 2  # a new one when decoding changes what the pixels are, or what is kept
+CACHE_VERSION = 3  # a new one when decoding changes what the pixels are, or what is kept
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -84,7 +86,10 @@ def resized(pixels: Pixels, size: int) -> Tensor:
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """(3, size, size) from an image of any mode and shape: scaled, and cut about its centre."""
+    """(3, size, size) from an image of any mode and shape: turned as its EXIF says, scaled, cut about its centre."""
+    image.load()
+    with suppress(*UNREADABLE, struct.error):  # an EXIF that is damaged says nothing
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # which Pillow wants to have seen

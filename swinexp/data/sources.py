@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from swinexp.mistake import Mistake, check, one_line
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # (address, MD5 sum) of what torchvision does not know
 CINIC10_ARCHIVE = (
     "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
@@ -204,7 +205,7 @@ def _decoded(
 
 def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[int]]:
     """(classes, image files, their labels) of a folder that has a folder for each class. Raises `Mistake`."""
-    layout = "Type data.root=FOLDER where FOLDER has train/<class>/*.jpg (or .png) and test/<class>/*.jpg"
+    layout = "Type data.root=FOLDER where FOLDER has train/<class>/*.jpg (or .png, .webp …) and test/<class>/*.jpg"
     if not folder.is_dir():
         layout += ", or test=false" if folder.name == "test" else ""
         missing = folder if folder.parent.is_dir() else folder.parent
@@ -213,29 +214,55 @@ def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[
     if len(classes) < 2:
         raise Mistake(f"data.root={root}: {folder} holds {len(classes)} of the at least 2 folders of classes. {layout}")
     files, labels = [], []
+    others: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        paths = _images_below(folder / name)
+        try:
+            paths = _images_below(folder / name, others)
+        except OSError as error:
+            raise Mistake(
+                f"data.root={root}: {error.filename} cannot be read ({error.strerror}). Make it readable, or remove it"
+            ) from error
         if not paths:
             raise Mistake(
-                f"data.root={root}: class '{name}' is empty, {folder / name} has no .jpg or .png file. "
-                "Put images there, or remove the folder"
+                f"data.root={root}: class '{name}' is empty, {folder / name} has no image file "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}). Put images there, or remove the folder"
             )
         files += paths
         labels += [label] * len(paths)
+    if others:
+        most = sorted(others.items(), key=lambda each: (-each[1], each[0]))
+        kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in most[:5])
+        read = ", ".join(sorted(IMAGE_SUFFIXES))
+        log.warning("%s: %s files are left out, which are none of %s: %s", folder, f"{others.total():,}", read, kinds)
     return classes, files, labels
 
 
-def _images_below(folder: Path) -> list[str]:
-    """The image files of a folder and of those within it, sorted; hidden ones are left out."""
+def _images_below(folder: Path, others: Counter[str] | None = None) -> list[str]:
+    """The image files of a folder and of those within it, sorted; hidden ones are left out, and counted in `others`
+    by their suffix what is no image. A folder that links lead to again is read once. Raises OSError.
+    """
     found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(place, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raised):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                found.append(os.path.join(place, name))
+            elif others is not None:
+                others[suffix] += 1
     return sorted(found)
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _lines(data: TinyImageNet, path: Path) -> list[str]:
