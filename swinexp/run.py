@@ -7,6 +7,7 @@ torch is imported only when a run begins, so that --help, completion and a typo 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
@@ -32,10 +33,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.swinexp_sweeper import SwinexpBasic, SwinexpOptuna
 from swinexp import CONF, SWEEPS, nothing_begun
-from swinexp.explain import check_files, check_flags, check_options, check_single, explain
+from swinexp.explain import (
+    NO_SUCH_FOLDER,
+    OF_A_SWEEP,
+    check_files,
+    check_flags,
+    check_options,
+    check_single,
+    explain,
+)
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import RAISES, TOLD, Ended, Mistake, first_line, interrupt, too_late
+from swinexp.mistake import RAISES, TOLD, Ended, Mistake, check, first_line, interrupt, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -175,15 +184,32 @@ def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
-def compose(overrides: list[str], *flags: str) -> DictConfig:
-    """The config that a command composes, for commands that keep no folder; `flags` are its own."""
-    check_flags(overrides, [each for each in overrides if each.startswith("-")], (*flags, "--help"))
+def compose(arguments: list[str], *flags: str) -> DictConfig:
+    """The config that a command composes, for commands that keep no folder; `flags` are its own.
+
+    --config-dir and --config-name are those of `main`.
+    """
+    known = ("--config-dir=FOLDER", "--config-name=best", *flags, "--help")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default="config")
+    where, overrides = parser.parse_known_args(arguments)
+    check_flags(arguments, [each for each in overrides if each.startswith("-")], known)
     check_single(overrides)
     check_options(overrides)
     check_files(overrides)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        named = any(override.startswith("name=") for override in overrides)
-        return hydra.compose("config", [*overrides, *([] if named else [f"name='{run_name(overrides)}'"])])
+    place, others = CONF, []
+    if where.config_dir is not None:
+        own = Path(where.config_dir).absolute()
+        check(own.is_dir(), "--config-dir", where.config_dir, NO_SUCH_FOLDER, OF_A_SWEEP)
+        # Hydra finds the file that it begins with in the first folder alone.
+        first = (own / where.config_name).with_suffix(".yaml").is_file()
+        place, other = (own, CONF) if first else (CONF, own)
+        others = [f"hydra.searchpath=['file://{other}']"]
+    named = any(override.startswith("name=") for override in overrides)
+    name = [] if named else [f"name='{run_name(overrides)}'"]
+    with hydra.initialize_config_dir(str(place), version_base="1.3"):
+        return hydra.compose(where.config_name, [*overrides, *others, *name])
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from swinexp import describe
 from swinexp.config import typed
 from swinexp.describe import Cost, count, lr_curve
+from swinexp.mistake import Mistake
+from swinexp.run import compose
 from swinexp.train import build_model
 from tests.conftest import SMALL, config, small_run
 
@@ -103,3 +106,16 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert stop.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(f"Type {instead}")
+
+
+@pytest.mark.parametrize("flags", [["--config-dir", "my"], ["--config-dir=my"], ["-cd", "my"]])
+def test_it_reads_files_that_a_run_reads(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "own.yaml").write_text("# @package _global_\noptimizer: {lr: 0.125}\n")
+    (tmp_path / "my" / "best.yaml").write_text("defaults:\n- config\n- _self_\nseed: 7\n")
+    assert typed(compose([*flags, "experiment=own"])).optimizer.lr == 0.125
+    run = typed(compose([*flags, "--config-name", "best", "model=tiny"]))
+    assert (run.seed, run.model.depths) == (7, typed(compose(["model=tiny"])).model.depths)
+    with pytest.raises(Mistake, match=r"^--config-dir=nowhere: there is no such folder\. Type that of a sweep"):
+        compose(["--config-dir", "nowhere"])

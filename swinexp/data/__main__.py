@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from swinexp.folder import folder_name, run_name
+from swinexp.folder import folder_name
 from swinexp.run import compose, reported
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from swinexp.sheet import report
 
         run = typed(compose(overrides, "--out=FILE"))
-        default = f"outputs/data/{folder_name(run_name(overrides))}.png"
+        default = f"outputs/data/{folder_name(run.name)}.png"
         report(run, places[-1] if places else default)
 
 

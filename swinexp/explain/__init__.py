@@ -4,7 +4,7 @@
 """
 
 from swinexp.explain.conf import NAMED, settings
-from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, explain
+from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, NO_SUCH_FOLDER, OF_A_SWEEP, explain
 from swinexp.explain.files import check_files, slip
 from swinexp.explain.line import check_flags, check_options, check_single
 from swinexp.explain.override import no_constraint, no_option
@@ -13,6 +13,8 @@ __all__ = [
     "NAMED",
     "NO_SLURM",
     "NO_SUBMITIT",
+    "NO_SUCH_FOLDER",
+    "OF_A_SWEEP",
     "check_files",
     "check_flags",
     "check_options",

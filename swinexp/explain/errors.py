@@ -30,6 +30,7 @@ from swinexp.mistake import Ended, Mistake, first_line, nearest
 # What the system says when there is no room: on the disk, in a quota, in a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+NO_SUCH_FOLDER, OF_A_SWEEP = "there is no such folder", "that of a sweep, which has its best.yaml"
 NO_SUBMITIT = "Hydra's submitit launcher is not installed. Type pip install 'swinexp[slurm]'"
 NO_SLURM = (
     "no sbatch and srun are here. Type it on a machine that submits to Slurm (Debian: apt-get install slurm-client)"
@@ -118,7 +119,7 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str | None:
 def _composition(error: Exception, arguments: Sequence[str]) -> str:
     message = first_line(error)
     if found := re.search(r"Additional config directory '(.*)' not found", message):
-        return f"--config-dir={found[1]}: there is no such folder. Type that of a sweep, which has its best.yaml"
+        return f"--config-dir={found[1]}: {NO_SUCH_FOLDER}. Type {OF_A_SWEEP}"
     if found := re.search(r"Cannot find primary config '(.*?)'", message):
         return f"--config-name={found[1]}: there is no {found[1]}.yaml. Type --config-name best, or leave it out"
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
