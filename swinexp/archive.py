@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,10 +63,22 @@ def some_run(typed: Path | None = None) -> Path | str:
     runs = [path.parent.parent for path in there]
     if typed is not None:
         near = [run for run in runs if run in typed.parents or typed in run.parents]
+        best = _best(typed)
+        near = [run for run in near if run in (best, best / "seed0")] or near
         near = near or [run for run in runs if run.name == typed.name]
         names = difflib.get_close_matches(str(typed), [str(run) for run in runs], n=1, cutoff=0.8)
         runs = near or [Path(name) for name in names] or runs
     return runs[-1] if runs else "FOLDER"
+
+
+def _best(sweep: Path) -> Path:
+    """The folder of the trial that a sweep's best.yaml is of; of another folder, itself."""
+    try:
+        head = (sweep / "best.yaml").read_text().partition("\n")[0]
+    except (OSError, ValueError):
+        return sweep
+    trial = re.search(r": trial (\d+), ", head)
+    return sweep / trial[1] if trial else sweep
 
 
 def reloaded(folder: Path, **changes: Any) -> Run:

@@ -4,7 +4,7 @@
     python -m swinexp.evaluate run=outputs/runs/cifar10 split=test checkpoint=best flips=true
     python -m swinexp.evaluate run=outputs/runs/quickstart pictures=confusion,attention images=12 blocks=all
 
-split       val, test or both; without it what the run has read: validation, and test images if it had test=true
+split       val, test or both; without it what the run has read: validation, and test images if it has read them
 checkpoint  last (the default), best (of the epoch with the best validation accuracy), ema (the average of the weights)
 flips=true  also the figures of the mean of each image's logits and its mirror's, as flips/…
 pictures    confusion: how often each class is taken for each; attention: for images evenly from all classes (images=8)
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from omegaconf import MISSING
 
 from swinexp.archive import CHECKPOINTS, check_data, fill, reloaded, requested, weights
-from swinexp.folder import write_atomically
+from swinexp.folder import Folder, write_atomically
 from swinexp.mistake import Mistake, check, one_of
 from swinexp.reading import Reading, averaged, outputs, read
 from swinexp.run import reported
@@ -143,8 +143,9 @@ def evaluate_run(request: Request) -> None:
     folder = Path(request.run)
     if request.drawn:
         need_matplotlib(f"pictures={request.pictures}")
-    test = {} if request.split is None else {"test": request.split != "val"}
-    run = reloaded(folder, objective="val/accuracy", **test)  # which any run has, tested or not
+    tested = "test/accuracy" in (Folder(folder).summary or {})
+    test = tested if request.split is None else request.split != "val"
+    run = reloaded(folder, objective="val/accuracy", test=test)  # which any run has, tested or not
     run = replace(run, data=moved(run.data, request.data))
     check(
         run.data.mirror or not request.flips,

@@ -194,7 +194,7 @@ class Folder:
                 "name",
                 self.path.name,
                 f"{self.path} has checkpoints of a run whose config.yaml is gone",
-                "name=ANOTHER_NAME, or remove that folder",
+                f"{self._another(config)}, or remove that folder",
             )
             return
         there = leaves(kept(self.path / "config.yaml") or {})
@@ -207,8 +207,13 @@ class Folder:
             more = f", and {len(keys) - 3} more keys" if len(keys) > 3 else ""
             raise Mistake(
                 f"{self.path} holds a run with another config ({differences}{more}). "
-                "Type name=ANOTHER_NAME, or remove that folder"
+                f"Type {self._another(config)}, or remove that folder"
             )
+
+    def _another(self, config: dict[str, Any]) -> str:
+        """What makes a command's run lie elsewhere."""
+        typed = config.get("name", self.path.name) != self.path.name
+        return "hydra.run.dir=ANOTHER_FOLDER" if typed else "name=ANOTHER_NAME"
 
     def begin(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write down what runs here."""

@@ -103,6 +103,19 @@ def test_data_that_are_not_the_runs_are_refused(
         check_data(finished, dataset, "Train it again")
 
 
+def test_of_a_sweep_its_best_trial_is_suggested() -> None:
+    for trial in ("0", "1/seed0", "1/seed1", "2"):
+        place = Path("outputs/sweeps/mine", trial, "checkpoints")
+        place.mkdir(parents=True)
+        (place / "last.pt").touch()
+        os.utime(place / "last.pt", (int(trial[0]), int(trial[0])))
+    assert some_run(Path("outputs/sweeps/mine")) == Path("outputs/sweeps/mine/2")
+    for trial, run in ((1, "1/seed0"), (0, "0")):
+        head = f"# The best trial of study mine: trial {trial}, 0.9 ± 0.1. To run it again:\n"
+        Path("outputs/sweeps/mine/best.yaml").write_text(head)
+        assert some_run(Path("outputs/sweeps/mine")) == Path("outputs/sweeps/mine", run)
+
+
 def test_what_is_suggested_is_near_to_what_was_typed() -> None:
     for age, name in enumerate(("runs/again1", "runs/x", "sweeps/s1/3", "sweeps/s1/8", "runs/newest")):
         last = Path("outputs", name, "checkpoints", "last.pt")

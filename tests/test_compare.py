@@ -519,6 +519,22 @@ def test_a_file_for_tables_holds_every_run() -> None:
     ]
 
 
+def test_it_has_the_keys_by_which_only_other_runs_differ(tmp_path: Path) -> None:
+    left("a", "window=w2", accuracy=0.25)
+    left("b", "window=w2", accuracy=0.5, summary={"pruned": True})
+    left("c", "window=w2", "optimizer=sgd", "optimizer.momentum=0.5", summary={"pruned": True})
+    (left("d") / "config.yaml").write_text("[")  # which has none that can be read
+    main([str(RUNS), f"csv={tmp_path / 'all.csv'}"])
+    with (tmp_path / "all.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert {row["run"]: row["optimizer"] for row in rows if row["optimizer"]} == {
+        "outputs/runs/a": "adamw",
+        "outputs/runs/b": "adamw",
+        "outputs/runs/c": "sgd",
+    }
+    assert "window" not in rows[0]
+
+
 def test_a_terminal_gets_the_columns_that_it_has_room_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,9 @@ def test_the_whole_line(
         ("--model=tinny", "model=tinny, or --help"),
         ("--foo", "KEY=VALUE, or --help"),
         ("--config-name=bst", "--config-name best, or leave it out"),
+        ("--config-path=/nowhere", "--config-dir=FOLDER for files beside them"),
+        ("optimizer@foo=sgd", "optimizer=sgd"),
+        ("trainer.patience=${nope.x}", "trainer.patience=VALUE"),
         ("--config-dir=nowhere", "that of a sweep, which has its best.yaml"),
         ("optimizer.learning_rate=0.1", "optimizer.lr=0.1"),
         ("trainer.max_epochs=3", "trainer.epochs=3"),
@@ -154,6 +157,22 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("swinexp.explain.conf.CONF", place / "conf")
     monkeypatch.setattr("swinexp.explain.conf.SWEEPS", place / "sweeps")
     return place
+
+
+def test_a_config_of_values_is_told_from_one_of_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("defaults: [_self_]\nseed: 1\n")
+    assert refused(["--config-name=mine"], capsys, monkeypatch).endswith("Type --config-dir . --config-name mine")
+    for argument, instead in (
+        ("model=tiny", "+model=tiny"),
+        ("model=tinny", "model=tiny"),
+        ("sweep=grid", "+sweep=grid"),
+    ):
+        line = refused(["--config-dir=.", "--config-name=mine", argument], capsys, monkeypatch)
+        assert line.startswith(f"{argument}: ")
+        assert line.endswith(f". Type {instead}")
 
 
 INDENTED = "Write KEY: VALUE, indented with spaces as the lines beside it"

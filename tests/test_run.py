@@ -171,6 +171,12 @@ def test_a_multirun_is_four_runs_in_four_folders_and_one_group(tmp_path: Path, c
     again = command(*arguments)
     assert again.returncode == 0
     assert again.stdout.count("already finished") == 4
+    search = command(*arguments, "hydra/sweeper=swinexp_optuna", "hydra/sweeper/sampler=grid")
+    assert search.returncode == 2
+    assert "holds the runs of a multirun, and no study. Type hydra.sweeper.study_name=ANOTHER_NAME" in search.stderr
+    assert not (sweep / "study.db").exists()
+    (sweep / "study.json").touch()
+    assert command(*arguments).returncode == 2
 
 
 def test_a_sweep_file_is_one_command(command: Command, tmp_path: Path) -> None:

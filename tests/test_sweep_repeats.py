@@ -157,16 +157,21 @@ def test_a_space_of_which_every_point_fails_is_a_failure() -> None:
     assert enough.value.failed
 
 
-@pytest.mark.parametrize("few", ["x=range(0.1,0.7,0.2)", "x=tag(int,log,interval(1,4))"])
-def test_points_that_are_not_counted_are_not_trained_twice_either(few: str) -> None:
-    study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=[few])
+def test_numbers_with_a_step_are_counted() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=range(0.1,0.7,0.2)", "optimizer=adamw,sgd"])
+    assert run(study) == "all 8 points were tried"
+    assert len(points(study)) == len({*points(study)}) == 8
+
+
+def test_points_that_are_not_counted_are_not_trained_twice_either() -> None:
+    study = study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=tag(int,log,interval(1,4))"])
     assert run(study) == "the last 200 points were tried before"
     assert len(points(study)) == len({*points(study)}) == 4
 
 
 def test_several_workers_see_that_there_is_no_other_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "IN_VAIN", 30)
-    studies = [study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=range(0,0.3,0.1)"]) for _ in range(4)]
+    studies = [study_of(RANDOM, "hydra.sweeper.n_trials=40", space=["x=tag(int,log,interval(1,4))"]) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         ends = {*pool.map(work, studies)}
     assert ends == {"the last 30 points were tried before"}

@@ -560,6 +560,17 @@ def test_points_are_queued_once() -> None:
     assert more.trials[4].params["x"] == 0.75
 
 
+def test_points_that_are_queued_beyond_the_number_of_trials_are_counted() -> None:
+    study = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.enqueue=[{x: 0.5}]")
+    study.fill()
+    assert study.beyond() == 0
+    run(study, 1.0, 1.0)
+    more = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.enqueue=[{x: 0.25}, {x: 0.75}]")
+    more.fill()
+    assert more.beyond() == 2
+    assert study_of("hydra.sweeper.n_trials=3").beyond() == 0
+
+
 def test_a_queued_point_of_a_grid_is_not_tried_again() -> None:
     study = study_of("hydra/sweeper/sampler=grid", "hydra.sweeper.enqueue=[{y: 2, x: 3}]", space=["x=1,2,3", "y=1,2"])
     study.fill()

@@ -6,6 +6,7 @@ Hydra scans this file at every start, so nothing heavy is imported in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
@@ -51,4 +52,10 @@ class SwinexpBasic(Sweeper):
         self.basic.validate_batch_is_legal = check  # type: ignore[method-assign, assignment]  # which only composes
 
     def sweep(self, arguments: list[str]) -> Any:
+        from swinexp.mistake import Mistake
+
+        assert self.basic.config is not None
+        folder = self.basic.config.hydra.sweep.dir
+        if (Path(folder) / "study.json").exists():
+            raise Mistake(f"{folder} holds the trials of a study. Type hydra.sweep.dir=ANOTHER_FOLDER, or remove it")
         return self.basic.sweep(arguments)

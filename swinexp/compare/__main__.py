@@ -121,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from swinexp.compare.table import as_csv
 
             with _written("csv", request.csv):
-                write_text(Path(request.csv), as_csv(found.runs, found.metric, found.keys))
+                every = varied([run for run in found.runs if run.config])  # those that are not complete too
+                keys = list(dict.fromkeys([*found.keys, *every]))
+                write_text(Path(request.csv), as_csv(found.runs, found.metric, keys))
             print(f"{request.csv}: {len(found.runs)} runs")
         if request.html is not None:
             from swinexp.compare.page import write_page

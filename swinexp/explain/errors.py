@@ -83,6 +83,9 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         return no_key(str(cause.full_key), cause.parent_node, error, arguments)
     if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
         key = str(cause.full_key)
+        asking = [each for each in arguments if "${" in each]  # where the key is one that everything is read for
+        if asking and as_typed(key, arguments)[1] == "…":
+            return f"{asking[0]}: {first_line(cause)}. Type {asking[0].partition('=')[0]}=VALUE"
         return f"{'='.join(as_typed(key, arguments))}: {first_line(cause)}. Type {key}=VALUE"
     if isinstance(cause, MissingMandatoryValue):
         key = str(cause.full_key)
@@ -120,7 +123,12 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     message = first_line(error)
     if found := re.search(r"Additional config directory '(.*)' not found", message):
         return f"--config-dir={found[1]}: {NO_SUCH_FOLDER}. Type {OF_A_SWEEP}"
+    if "Primary config directory not found" in message or "Primary config module" in message:
+        return "--config-path: it is where the files of swinexp are. Type --config-dir=FOLDER for files beside them"
     if found := re.search(r"Cannot find primary config '(.*?)'", message):
+        if Path(found[1]).with_suffix(".yaml").is_file():
+            flags = f"--config-dir {Path(found[1]).parent} --config-name {Path(found[1]).stem}"
+            return f"--config-name={found[1]}: this folder is not looked into. Type {flags}"
         return f"--config-name={found[1]}: there is no {found[1]}.yaml. Type --config-name best, or leave it out"
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
     if several:
@@ -133,6 +141,9 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     if "does not support sweep type : INTERVAL" in message:
         rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
         return f"hydra/sweeper=basic: an interval is a search's. Type -m {rest} hydra/sweeper=swinexp_optuna"
+    lacking = re.search(r"Could not override '([^']+)'", message)
+    if lacking and (told := _no_group(lacking[1], arguments)):
+        return told
     twice = re.search(r"Multiple values for (\w+)|force-add of config groups", message)
     for argument in arguments if twice else ():
         group, _, option = argument.lstrip("+").partition("=")
@@ -147,3 +158,18 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
         key, value = as_typed(there.group(1), arguments)
         return f"+{key}={value}: the key is there already. Type {key}={value}"
     return f"{message}. See --help"
+
+
+def _no_group(lacking: str, arguments: Sequence[str]) -> str | None:
+    """For a group that the config's list of defaults does not have."""
+    group = lacking.partition("@")[0]
+    options = options_of(group)
+    argument = next((each for each in arguments if each.partition("=")[0] == lacking), None)
+    if not options or argument is None:
+        return None
+    option = argument.partition("=")[2]
+    if option not in options:
+        return no_option(group, option, options)
+    if lacking != group:
+        return f"{argument}: {group} has one place in the config. Type {group}={option}"
+    return f"{argument}: the config that --config-name names has values, and no {group} to exchange. Type +{argument}"

@@ -58,7 +58,7 @@ class Parameter:
             case IntDistribution(log=False) as d:
                 return list(range(d.low, d.high + 1, d.step))
             case FloatDistribution(step=step) as d if step is not None:
-                return [d.low + i * step for i in range(math.floor((d.high - d.low) / step + 1e-9) + 1)]
+                return _steps(d)
         raise Mistake(
             f"{self.key}={self.typed}: an interval has no grid. Type values ({self.key}=a,b,c), range(low,high,step), "
             f"or {WHERE}/sampler=qmc, which fills intervals evenly".replace("hydra.sweeper/", "hydra/sweeper/")
@@ -177,7 +177,7 @@ class Space:
         return any(isinstance(each, FloatDistribution) and each.step is None for each in every)
 
     def few_points(self, most: int) -> list[Point] | None:
-        """`points`, where there are only choices and whole numbers, and no more than so many points."""
+        """`points`, where there are only choices and numbers with a step, and no more than so many points."""
         return self.points() if math.prod(_values(each.distribution) for each in self.all()) <= most else None
 
     def changes(self) -> list[Point]:
@@ -255,10 +255,19 @@ def _fits(when: Mapping[str, Sequence[str]], point: Mapping[str, Any]) -> bool:
 
 
 def _values(distribution: BaseDistribution) -> float:
-    """How many values it has, if they are choices or evenly spaced whole numbers."""
+    """How many values it has, if they are choices or evenly spaced numbers."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return len(choices)
         case IntDistribution(log=False) as d:
             return len(range(d.low, d.high + 1, d.step))
+        case FloatDistribution(step=step) as d if step is not None:
+            return len(_steps(d))
     return math.inf
+
+
+def _steps(distribution: FloatDistribution) -> list[float]:
+    """The evenly spaced numbers of one that has a step."""
+    low, step = distribution.low, distribution.step
+    assert step is not None
+    return [low + i * step for i in range(math.floor((distribution.high - low) / step + 1e-9) + 1)]

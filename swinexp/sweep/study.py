@@ -345,6 +345,13 @@ class Study:
         else:
             self.optuna.sampler = optuna.samplers.RandomSampler(seed=random.Random(chance).getrandbits(32))
 
+    def beyond(self) -> int:
+        """How many queued points are not trained, because as many as are wanted are finished."""
+        trials = self.trials
+        if self.every is not None or self.finished(trials) < self.wanted:
+            return 0
+        return sum(trial.state == TrialState.WAITING and WORKER not in trial.user_attrs for trial in trials)
+
     def current(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Those that were trained with the config that trials have now."""
         since = self._since

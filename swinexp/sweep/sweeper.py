@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -59,6 +60,7 @@ def sweep(
         return
     record = what.folder / "study.json"
     if not record.exists():
+        _check_new(what.folder)
         rehearse(what.space, config, context)
     with ExitStack() as opened:
         study = opened.enter_context(closing(_study(what)))
@@ -87,9 +89,24 @@ def sweep(
             if isinstance(error, Ended) or study.finished(study.trials):
                 _leave(study, top, what, "its workers ended; the same command goes on")
             raise
+        if waiting := study.beyond():
+            log.warning(
+                "hydra.sweeper.enqueue: %d queued beyond n_trials. Type hydra.sweeper.n_trials=%d to train all",
+                waiting,
+                study.finished(study.trials) + waiting,
+            )
         _leave(study, top, what, str(enough))
     if enough.failed:
         raise Ended(f"study {study.name} ended: {enough}. Mend what failed, and the same command goes on")
+
+
+def _check_new(folder: Path) -> None:
+    """Raise `Mistake` where a multirun of the same name has its runs: trials would be taken for them."""
+    if any(each.is_dir() and each.name.isdecimal() for each in folder.glob("*")):
+        raise Mistake(
+            f"{folder} holds the runs of a multirun, and no study. Type hydra.sweeper.study_name=ANOTHER_NAME, or "
+            "remove that folder"
+        )
 
 
 def _study(what: Plan) -> Study:
