@@ -75,7 +75,7 @@ with Folder(Path({str(tmp_path)!r})):
 
 def test_another_config_is_refused_and_named(tmp_path: Path) -> None:
     config = {"name": "a", "seed": 0, "trainer": {"epochs": 3, "batch_size": 8}, "wandb": {"mode": "auto"}}
-    with Folder(tmp_path) as folder:
+    with Folder(tmp_path / "a") as folder:
         folder.check(config)
         folder.begin(config, ["seed=0"])
         elsewhere = {"wandb": {"mode": "offline"}, "name": "b", "data": {"cache": "elsewhere"}}
@@ -85,6 +85,8 @@ def test_another_config_is_refused_and_named(tmp_path: Path) -> None:
             Mistake, match=r"\(seed is 0 there and 1 now, trainer.epochs is 3 there and 5 now\). Type name=ANOTHER_NAME"
         ):
             folder.check(other)
+        with pytest.raises(Mistake, match=r"Type hydra\.run\.dir=ANOTHER_FOLDER, or remove that folder"):
+            folder.check({**other, "name": "b"})  # which is not why it lies here
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def value(run: Found, key: str) -> Any:
         return run.config[key]
     if key == "state":
         return run.state
-    return option(run, key) if _is_group(key) else run.summary.get(key)
+    if _is_group(key):
+        return option(run, key) if run.config else None
+    return run.summary.get(key)
 
 
 def as_typed(value: Any) -> str:
