@@ -260,7 +260,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:Sparse invariant checks")
 def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
     torch.save({**small().state_dict(), "head.bias": torch.ones(10).to_sparse()}, tmp_path / "sparse.pth")
     with pytest.raises(
