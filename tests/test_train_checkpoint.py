@@ -17,8 +17,8 @@ import torch
 
 from swinexp.folder import best, earlier
 from swinexp.mistake import Mistake
+from swinexp.track.files import records
 from swinexp.track.history import read_history
-from swinexp.track.wandb import records
 from swinexp.train import Asked, Interrupted, build_state, prepare, train
 from swinexp.train.checkpoint import Saving
 from tests.conftest import SMALL, STRONG, Command, Record, small_run, timeless, trained

@@ -12,16 +12,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.run import reported
-from swinexp.track.wandb import PLACE, UNSENT, key_is_configured, send_rest
+from swinexp.track.files import PLACE, UNSENT, records
+from swinexp.track.wandb import START, UPLOAD, key_is_configured
 
 SYNCED = ".synced"  # how W&B calls a file beside an offline run that is sent
 
@@ -112,6 +115,50 @@ def main() -> None:
         except KeyboardInterrupt as stop:
             stop.args = ("stopped; the same command sends the rest",)
             raise
+
+
+def send_rest(place: Path) -> None:
+    """Send what a server lacks of the run in an online folder of W&B's: the steps after its last, and the summary.
+
+    `wandb sync` sends all of it again, behind what is there. Pictures and checkpoints of the missing part stay here.
+    Raises what W&B raises.
+    """
+    import wandb
+
+    run: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    for record in records(place):
+        run |= record.get("run", {})
+        summary |= record.get("summary", {}).get("update", {})
+        if "history" in record:
+            rows[int(record["history"]["step"]["num"])] = _figures(record["history"]["item"])
+    settings = wandb.Settings(
+        silent=True, console="off", init_timeout=START, finish_timeout=UPLOAD, finish_timeout_raises=True
+    )
+    names = {"name": "display_name", "group": "run_group", "job_type": "job_type", "entity": "entity"}
+    about: dict[str, Any] = {own: run.get(theirs) for own, theirs in names.items()}
+    sent = wandb.init(
+        id=run["run_id"],
+        project=run["project"],
+        config={key: each for key, each in run.get("config", {}).get("update", {}).items() if key != "_wandb"},
+        mode="online",
+        resume="allow",
+        reinit="finish_previous",
+        dir=tempfile.mkdtemp(),
+        settings=settings,
+        **about,
+    )
+    for step in sorted(rows):
+        if step >= sent.step:
+            sent.log(rows[step], step=step, commit=True)
+    sent.summary.update(_figures(summary))
+    sent.finish(exit_code=int(summary.get("state") in ("failed", "interrupted")))
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is no picture, and not W&B's own."""
+    return {key: each for key, each in row.items() if not key.startswith("_") and not isinstance(each, dict)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All that talks to W&B, which is never the reason that a run stops."""
+"""A run as W&B has it, which is never the reason that a run stops."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 import re
 import secrets
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinexp.folder import write_text
 from swinexp.mistake import one_line
+from swinexp.track.files import PLACE, UNSENT, offline_epochs, refusal
 from swinexp.track.options import Wandb
 
 if TYPE_CHECKING:
@@ -25,12 +24,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLACE = Path("outputs", "wandb")  # of the runs that are offline
 START = 8  # seconds that an unreachable server may take at the start of a run
 END = 6  # and at its end
 UPLOAD = 300  # or, where checkpoints have to be sent
 SYNC = "python -m swinexp.track.sync"
-UNSENT = ".unsent"  # how a file is called that lies beside what a server did not take in time
 ROOM = 2**16  # bytes that a disk has at least, unless it is full
 FIGURES = ("label", "prediction", "confidence", "loss")  # of an error, beside its image
 
@@ -250,88 +247,6 @@ def key_is_configured() -> bool:
 
     wandb.setup(settings=wandb.Settings(silent=True))
     return wandb.login(prompt=False, verify=False)
-
-
-def records(place: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in a run's folder of W&B's. Raises OSError, SubprocessError and ValueError."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(place)]
-    told = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
-    return [json.loads(line) for line in told.splitlines()]
-
-
-def offline_epochs(known: str) -> set[int] | None:
-    """The epochs that the offline parts of a run hold, by W&B's own reader; None where there is none, or it cannot.
-
-    Not of those of which a server is to get what it lacks: it lacks less once the run is online again.
-    """
-    found: set[int] = set()
-    parts = [part for part in PLACE.glob(f"offline-run-*-{known}") if not any(part.glob(f"*{UNSENT}"))]
-    for part in parts:
-        try:
-            rows = [record["history"]["item"] for record in records(part) if "history" in record]
-        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-            log.warning("W&B cannot read %s (%s)", part, one_line(error))
-            return None
-        found |= {int(row["epoch"]) for row in rows if "epoch" in row}
-    return found if parts else None
-
-
-def refusal(place: Path) -> str | None:
-    """What a server answered to the figures of a run in W&B's folder of it that has ended, if not that it has them.
-
-    W&B gives up on most answers without an error, and writes them into its own log.
-    """
-    for path in place.glob("logs/debug-internal.log"):
-        for line in path.read_text(errors="replace").splitlines():
-            with suppress(ValueError):
-                told = json.loads(line)
-                if told.get("msg") == "api: HTTP error" and str(told.get("url", "")).endswith("/file_stream"):
-                    return f"HTTP {told.get('status')}"
-    return None
-
-
-def send_rest(place: Path) -> None:
-    """Send what a server lacks of the run in an online folder of W&B's: the steps after its last, and the summary.
-
-    `wandb sync` sends all of it again, behind what is there. Pictures and checkpoints of the missing part stay here.
-    Raises what W&B raises.
-    """
-    import wandb
-
-    run: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    rows: dict[int, dict[str, Any]] = {}
-    for record in records(place):
-        run |= record.get("run", {})
-        summary |= record.get("summary", {}).get("update", {})
-        if "history" in record:
-            rows[int(record["history"]["step"]["num"])] = _figures(record["history"]["item"])
-    settings = wandb.Settings(
-        silent=True, console="off", init_timeout=START, finish_timeout=UPLOAD, finish_timeout_raises=True
-    )
-    names = {"name": "display_name", "group": "run_group", "job_type": "job_type", "entity": "entity"}
-    about: dict[str, Any] = {own: run.get(theirs) for own, theirs in names.items()}
-    sent = wandb.init(
-        id=run["run_id"],
-        project=run["project"],
-        config={key: each for key, each in run.get("config", {}).get("update", {}).items() if key != "_wandb"},
-        mode="online",
-        resume="allow",
-        reinit="finish_previous",
-        dir=tempfile.mkdtemp(),
-        settings=settings,
-        **about,
-    )
-    for step in sorted(rows):
-        if step >= sent.step:
-            sent.log(rows[step], step=step, commit=True)
-    sent.summary.update(_figures(summary))
-    sent.finish(exit_code=int(summary.get("state") in ("failed", "interrupted")))
-
-
-def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is no picture, and not W&B's own."""
-    return {key: each for key, each in row.items() if not key.startswith("_") and not isinstance(each, dict)}
 
 
 def read_id(path: Path) -> str | None:
