@@ -68,11 +68,10 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
     The others are told on standard error. Raises `Mistake`.
     """
     import torch
-    from PIL import Image
 
     from swinexp.augment import normalise
     from swinexp.data import load
-    from swinexp.data.images import UNREADABLE, square
+    from swinexp.data.images import UNREADABLE, opened, square
     from swinexp.swin import by_threads
     from swinexp.train import as_the_network_sees, autocast, build_model, pick_device, settle
 
@@ -92,7 +91,7 @@ def labelled(request: Request, paths: Sequence[str]) -> Iterator[tuple[str, list
 
     def pixels(path: str) -> Tensor | None:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 return torch.from_numpy(square(image, run.data.image_size).copy())
         except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or one_line(error)

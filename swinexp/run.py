@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
@@ -184,13 +186,18 @@ def _values(run: Run, summary: Mapping[str, Any]) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(f"{message.removeprefix('argument ')}. Type --config-dir=FOLDER --config-name=best, or --help")
+
+
 def compose(arguments: list[str], *flags: str) -> DictConfig:
     """The config that a command composes, for commands that keep no folder; `flags` are its own.
 
     --config-dir and --config-name are those of `main`.
     """
     known = ("--config-dir=FOLDER", "--config-name=best", *flags, "--help")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Flags(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default="config")
     where, overrides = parser.parse_known_args(arguments)
@@ -198,18 +205,18 @@ def compose(arguments: list[str], *flags: str) -> DictConfig:
     check_single(overrides)
     check_options(overrides)
     check_files(overrides)
-    place, others = CONF, []
+    places = create_config_search_path(str(CONF))
     if where.config_dir is not None:
         own = Path(where.config_dir).absolute()
         check(own.is_dir(), "--config-dir", where.config_dir, NO_SUCH_FOLDER, OF_A_SWEEP)
-        # Hydra finds the file that it begins with in the first folder alone.
-        first = (own / where.config_name).with_suffix(".yaml").is_file()
-        place, other = (own, CONF) if first else (CONF, own)
-        others = [f"hydra.searchpath=['file://{other}']"]
-    named = any(override.startswith("name=") for override in overrides)
-    name = [] if named else [f"name='{run_name(overrides)}'"]
-    with hydra.initialize_config_dir(str(place), version_base="1.3"):
-        return hydra.compose(where.config_name, [*overrides, *others, *name])
+        places.append("command-line", f"file://{own}")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("swinexp", places)  # as `hydra.main` does
+        cfg = hydra.compose(where.config_name, overrides)
+    if OmegaConf.is_interpolation(cfg, "name"):  # of what only a run has
+        cfg.name = run_name(overrides)
+    return cfg
 
 
 def _end(line: str, code: int) -> NoReturn:

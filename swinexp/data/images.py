@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ def read_images(files: Sequence[str], size: int, root: str, on_error: str) -> tu
 
     def read(i: int) -> None:
         try:
-            with Image.open(files[i]) as image:
+            with opened(files[i]) as image:
                 pixels[i] = square(image, size)
                 kinds[i] = "16-bit" if image.mode.startswith(("I", "F")) else KINDS.get(image.mode, image.mode)
         except UNREADABLE as error:
@@ -85,11 +84,23 @@ def resized(pixels: Pixels, size: int) -> Tensor:
     return images
 
 
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """An image file, through a handle: what Pillow opens by name it maps into memory, and turns some TIFFs wrongly.
+
+    Raises `UNREADABLE`.
+    """
+    with open(path, "rb") as file, Image.open(file) as image:
+        yield image
+
+
 def square(image: Image.Image, size: int) -> Pixels:
     """(3, size, size) from an image of any mode and shape: turned as its EXIF says, scaled, cut about its centre."""
     image.load()
-    with suppress(*UNREADABLE, struct.error):  # an EXIF that is damaged says nothing
+    with suppress(Exception):  # which it raises of almost any kind over an EXIF that is damaged, and so says nothing
         ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError(f"what is white is not known in mode {image.mode}")
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # which Pillow wants to have seen

@@ -163,7 +163,7 @@ def _tiny_imagenet(data: TinyImageNet, split: str) -> Source:
             name if short.count(name) == 1 else f"{name} ({wnid})" for name, wnid in zip(short, wnids, strict=True)
         ]
         if split == "train":
-            listed = [(path, wnid) for wnid in wnids for path in _images_below(folder / "train" / wnid)]
+            listed = [(path, wnid) for wnid in wnids for path in _images_below(folder / "train" / wnid, data.root)]
         else:
             annotations = [line.split("\t") for line in _lines(data, folder / "val" / "val_annotations.txt")]
             listed = [(str(folder / "val" / "images" / name), "".join(rest[:1])) for name, *rest in annotations]
@@ -216,12 +216,7 @@ def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[
     files, labels = [], []
     others: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        try:
-            paths = _images_below(folder / name, others)
-        except OSError as error:
-            raise Mistake(
-                f"data.root={root}: {error.filename} cannot be read ({error.strerror}). Make it readable, or remove it"
-            ) from error
+        paths = _images_below(folder / name, root, others)
         if not paths:
             raise Mistake(
                 f"data.root={root}: class '{name}' is empty, {folder / name} has no image file "
@@ -237,13 +232,18 @@ def _class_folders(folder: Path, root: str) -> tuple[list[str], list[str], list[
     return classes, files, labels
 
 
-def _images_below(folder: Path, others: Counter[str] | None = None) -> list[str]:
+def _images_below(folder: Path, root: str, others: Counter[str] | None = None) -> list[str]:
     """The image files of a folder and of those within it, sorted; hidden ones are left out, and counted in `others`
-    by their suffix what is no image. A folder that links lead to again is read once. Raises OSError.
+    by their suffix what is no image. A folder that links lead to again is read once. Raises `Mistake`.
     """
+
+    def refuse(error: OSError) -> None:
+        told = f"{error.filename} cannot be read ({error.strerror})"
+        raise Mistake(f"data.root={root}: {told}. Make it readable, or remove it") from error
+
     found = []
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raised):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         here = os.stat(place)
         if (here.st_dev, here.st_ino) in seen:
             folders.clear()
@@ -259,10 +259,6 @@ def _images_below(folder: Path, others: Counter[str] | None = None) -> list[str]
             elif others is not None:
                 others[suffix] += 1
     return sorted(found)
-
-
-def _raised(error: OSError) -> None:
-    raise error
 
 
 def _lines(data: TinyImageNet, path: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     if "Primary config directory not found" in message or "Primary config module" in message:
         return "--config-path: it is where the files of swinexp are. Type --config-dir=FOLDER for files beside them"
     if found := re.search(r"Cannot find primary config '(.*?)'", message):
-        if Path(found[1]).with_suffix(".yaml").is_file():
+        if found[1] and Path(found[1]).with_suffix(".yaml").is_file():
             flags = f"--config-dir {Path(found[1]).parent} --config-name {Path(found[1]).stem}"
             return f"--config-name={found[1]}: this folder is not looked into. Type {flags}"
         return f"--config-name={found[1]}: there is no {found[1]}.yaml. Type --config-name best, or leave it out"

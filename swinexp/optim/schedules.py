@@ -153,7 +153,8 @@ class OneCycle(Schedule):
         turn = max((1 - self.tail) * epochs, self.warmup_epochs)
         if epoch < turn:
             return between(self.start, 1 - progress(epoch, self.warmup_epochs, turn))
-        top = self.start if turn > self.warmup_epochs else 1.0  # with no way down before it, the tail is the way
+        room = turn - self.warmup_epochs > 1e-9 * epochs  # else the tail is the way down
+        top = self.start if room else 1.0
         return self.final + (top - self.final) * (1 - progress(epoch, turn, epochs))
 
 

@@ -18,8 +18,11 @@ def alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 
 def trains_alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a point would be the same run in both."""
-    return all(known.get(part) == asked.get(part) for part in ("config", "options"))
+    """Whether a point would be the same runs in both, and have the same figure."""
+    before, now = known.get("objective", {}), asked.get("objective", {})
+    return all(known.get(part) == asked.get(part) for part in ("config", "options")) and all(
+        before.get(part) == now.get(part) for part in ("objective", "seeds")
+    )
 
 
 def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.sweep.trials import CHOSEN, as_key, counts
+from swinexp.sweep.trials import CHOSEN, OF, SINCE, as_key, counts
 
 
 class Known(Protocol):
@@ -52,16 +52,22 @@ def leaders(study: Known, top: Known | None = None) -> list[Leader]:
     found = [Leader(trial, on_seeds(trial)) for trial in front(study, study.trials)]
     if top is None:
         return found
-    chosen = top.optuna.user_attrs.get(CHOSEN, {}).get("points", [])
+    attributes = study.optuna.user_attrs
+    chosen = attributes.get(CHOSEN)
+    if chosen is not None and chosen["since"] != attributes.get(SINCE, 0):  # of another config
+        return found
+    every = confirmed(study, top)
+    best = [each for each in every if chosen is None or as_key(each.trial.params) in chosen["points"]]
     sign = _signs(study)[0]
-    best = [leader for leader in confirmed(study, top) if as_key(leader.trial.params) in chosen]
     return sorted(best, key=lambda leader: sign * leader.means[0]) or found
 
 
 def confirmed(study: Known, top: Known) -> list[Leader]:
-    """Every point that has further seeds, with all of its figures."""
+    """Every point that has further seeds, with all of its figures with that config."""
     further: dict[int, list[list[float]]] = {}
-    trials = {as_key(trial.params): trial for trial in distinct(ranked(study, study.trials))}
+    since = (study.optuna.user_attrs.get(CHOSEN) or {"since": 0})["since"]
+    alike = [trial for trial in study.trials if trial.user_attrs.get(OF, 0) == since]
+    trials = {as_key(trial.params): trial for trial in distinct(ranked(study, alike))}
     for each in top.trials:
         trial = trials.get(as_key(without_seed(each.params)))
         if each.state == TrialState.COMPLETE and trial is not None:

@@ -51,6 +51,7 @@ from swinexp.sweep.trials import (
     LEARNT,
     LED,
     LOST,
+    OF,
     REPEATS,
     SINCE,
     SPENT,
@@ -163,6 +164,7 @@ class Study:
                 self._begin_anew()
             known = self.optuna.user_attrs.get("asked")
             if known is not None and alike(known, asked):
+                self._check_chosen(self._since)
                 return
             if known is not None and not self.options.allow_space_change:
                 raise Mistake(
@@ -170,18 +172,20 @@ class Study:
                     "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
                 )
             check_change(self.space, self.trials, self.folder)
-            same = known is not None and trains_alike(known, asked)
-            if known is None or self.finished(self.trials) < self.wanted:
-                self._leave_behind()
-                if not same:
-                    self.optuna.set_user_attr(SINCE, len(self.trials))
-                self.optuna.set_user_attr("asked", dict(asked))
-            elif not same and self.options.top_k:  # nothing else is trained with this one
+            since = self._since if known is not None and trains_alike(known, asked) else len(self.trials)
+            done = known is not None and self.finished(self.trials) >= self.wanted
+            # Where it is done, nothing is trained with this config but the further seeds.
+            if known is not None and done and since != self._since and self.options.top_k:
                 raise Mistake(
                     f"hydra.sweeper.top_k={self.options.top_k}: study {self.name} is done, with something else "
                     f"({difference(known, asked)}), so that further seeds would not be of its points. Type the command "
                     "as it was with top_k, or hydra.sweeper.study_name=ANOTHER_NAME"
                 )
+            self._check_chosen(since)
+            if not done:
+                self._leave_behind()
+                self.optuna.set_user_attr(SINCE, since)
+                self.optuna.set_user_attr("asked", dict(asked))
 
     def still(self, asked: Mapping[str, Any]) -> None:
         """Raise `Mistake` when the files that make the config have changed since the sweep's command read them."""
@@ -192,6 +196,15 @@ class Study:
                 f"study {self.name} began with something else, and a file was changed meanwhile "
                 f"({difference(known, asked)}). Undo that, and type the same command; or with "
                 "hydra.sweeper.study_name=ANOTHER_NAME, or hydra.sweeper.allow_space_change=true to go on with it"
+            )
+
+    def _check_chosen(self, since: int) -> None:
+        """Raise `Mistake` when further seeds are wanted, and there are some of another config."""
+        chosen = self.optuna.user_attrs.get(CHOSEN)
+        if self.options.top_k and chosen is not None and chosen["since"] != since:
+            raise Mistake(
+                f"hydra.sweeper.top_k={self.options.top_k}: study {self.name} has further seeds of another config, of "
+                "before allow_space_change. Type hydra.sweeper.study_name=ANOTHER_NAME, or leave top_k out"
             )
 
     def _leave_behind(self) -> None:
@@ -324,6 +337,8 @@ class Study:
             trial = self.optuna.ask()
             self._unsure = trial.number
             trial.set_user_attr(WORKER, me())
+            if self._since:
+                trial.set_user_attr(OF, self._since)
             self._unsure = None
             return trial
 
@@ -352,21 +367,14 @@ class Study:
             return 0
         return sum(trial.state == TrialState.WAITING and WORKER not in trial.user_attrs for trial in trials)
 
-    def current(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those that were trained with the config that trials have now."""
-        since = self._since
-        return [trial for trial in trials if trial.user_attrs.get(TAKEN, trial.number) >= since]
+    def current(self) -> list[FrozenTrial]:
+        """The trials that have the config that the study has now."""
+        return [trial for trial in self.trials if trial.user_attrs.get(OF, 0) == self._since]
 
-    def choose(self, study: Study) -> None:
-        """Write down whose further seeds its points are. Raises `Mistake` when it has those of another config."""
-        known = self.optuna.user_attrs.get(CHOSEN, {"since": study._since})
-        if known["since"] != study._since:
-            raise Mistake(
-                f"hydra.sweeper.top_k={study.options.top_k}: {self.folder} has further seeds of another config, before "
-                "hydra.sweeper.allow_space_change. Type hydra.sweeper.study_name=ANOTHER_NAME, or leave top_k out"
-            )
-        points = sorted({as_key(without_seed(point)) for point in self.every or []})
-        self.patience(lambda: self.optuna.set_user_attr(CHOSEN, {"since": study._since, "points": points}))
+    def choose(self, points: Sequence[Point]) -> None:
+        """Write down which points get further seeds."""
+        chosen = {"since": self._since, "points": sorted({as_key(without_seed(point)) for point in points})}
+        self.patience(lambda: self.optuna.set_user_attr(CHOSEN, chosen))
 
     def finished(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of those that are wanted are finished; of fixed points, none that were wanted once."""

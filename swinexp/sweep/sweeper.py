@@ -60,7 +60,7 @@ def sweep(
         return
     record = what.folder / "study.json"
     if not record.exists():
-        _check_new(what.folder)
+        _check_new(what.folder, config)
         rehearse(what.space, config, context)
     with ExitStack() as opened:
         study = opened.enter_context(closing(_study(what)))
@@ -77,7 +77,9 @@ def sweep(
                 log.warning("the best are not trained on further seeds (hydra.sweeper.top_k): %s", enough)
             elif what.options.top_k:
                 top = opened.enter_context(closing(_top(what, study)))
-                top.choose(study)
+                study.choose(top.every or [])
+                if not top.every:
+                    log.warning("hydra.sweeper.top_k: no trial of this config is complete, and none gets further seeds")
                 top.fill()
                 _search(what, top, launch)
         except KeyboardInterrupt:
@@ -100,13 +102,12 @@ def sweep(
         raise Ended(f"study {study.name} ended: {enough}. Mend what failed, and the same command goes on")
 
 
-def _check_new(folder: Path) -> None:
+def _check_new(folder: Path, config: DictConfig) -> None:
     """Raise `Mistake` where a multirun of the same name has its runs: trials would be taken for them."""
     if any(each.is_dir() and each.name.isdecimal() for each in folder.glob("*")):
-        raise Mistake(
-            f"{folder} holds the runs of a multirun, and no study. Type hydra.sweeper.study_name=ANOTHER_NAME, or "
-            "remove that folder"
-        )
+        typed = any(each.startswith("hydra.sweep.dir=") for each in config.hydra.overrides.hydra)
+        another = "hydra.sweep.dir=ANOTHER_FOLDER" if typed else "hydra.sweeper.study_name=ANOTHER_NAME"
+        raise Mistake(f"{folder} holds the runs of a multirun, and no study. Type {another}, or remove that folder")
 
 
 def _study(what: Plan) -> Study:
@@ -119,7 +120,7 @@ def _top(what: Plan, study: Study) -> Study:
     """The study of the best points on further seeds, whose trials are all of them."""
     options, seed = what.options, what.seed
     seeds = list(range(seed + options.seeds, seed + options.top_seeds))
-    best = distinct(ranked(study, study.current(study.trials)))[: options.top_k]
+    best = distinct(ranked(study, study.current()))[: options.top_k]
     points = [{**by_key(trial.params), "seed": each} for trial in best for each in seeds]
     chosen = IntDistribution(seed, seed + 10**6)
     space = replace(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
 FORBIDDEN, REPEATS, TAKEN, LED = "forbidden", "repeats", "taken", "led"
 SPENT, BEFORE, CHANGED = "spent", "before", "changed"
-# Of a study: its first trial of the config that it has now, whether it has all that it is to learn from, and of one of
-# further seeds the points that were the best when it was last begun, and what `SINCE` then was.
-SINCE, LEARNT, CHOSEN = "since", "learnt", "chosen"
+# Of a study: its first trial of the config that it has now (`OF` is what that was when a trial began, unless it was 0),
+# whether it has all that it is to learn from, and the points that were chosen for further seeds, with what `SINCE` was.
+SINCE, OF, LEARNT, CHOSEN = "since", "of", "learnt", "chosen"
 WHEN = " when "  # between a key and the condition under which a study has it as a parameter of its own
 
 
