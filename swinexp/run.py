@@ -26,6 +26,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -209,7 +210,7 @@ def compose(arguments: list[str], *flags: str) -> DictConfig:
     if where.config_dir is not None:
         own = Path(where.config_dir).absolute()
         check(own.is_dir(), "--config-dir", where.config_dir, NO_SUCH_FOLDER, OF_A_SWEEP)
-        places.append("command-line", f"file://{own}")
+        places.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         GlobalHydra.instance().clear()
         Hydra.create_main_hydra2("swinexp", places)  # as `hydra.main` does

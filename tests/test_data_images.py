@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from swinexp.data import load
-from swinexp.data.images import on_all_cores, resized, square
+from swinexp.data.images import on_all_cores, opened, resized, square
 from swinexp.mistake import Mistake
 from tests.published import image_folder, write_folder
 
@@ -54,6 +55,45 @@ def test_a_photo_is_turned_upright(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / f"photo.{suffix}", exif=exif)
     with Image.open(tmp_path / f"photo.{suffix}") as photo:
         assert np.abs(square(photo, 32).transpose(1, 2, 0).astype(int) - upright).max() <= 10
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "I;16"])
+def test_a_tiff_of_any_kind_is_turned_upright(mode: str, tmp_path: Path) -> None:
+    grey = np.zeros((16, 32), dtype=np.uint16 if mode == "I;16" else np.uint8)
+    grey[:4, :16] = 50_000 if mode == "I;16" else 200
+    image = Image.fromarray(grey)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (image.convert(mode) if mode == "CMYK" else image).save(tmp_path / "scan.tif", exif=exif)
+    with opened(str(tmp_path / "scan.tif")) as scan:
+        turned = square(scan, 32)[0]
+    assert turned[:12, 26:].min() > 100  # what was top left
+    assert max(turned[:, :20].max(), turned[20:].max()) < 50
+
+
+@pytest.mark.parametrize("pixels", [np.ones((8, 8), dtype=np.float32), np.full((8, 8), 255, dtype=np.int32)])
+def test_pixels_of_no_known_range_are_no_image(pixels: np.ndarray, tree: Path) -> None:
+    path = tree / "train" / "bee" / "0003.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(Mistake, match=rf"{path} is not a readable image \(what is white is not known in mode [FI]\)"):
+        load(image_folder(tree), test=False)
+
+
+def test_whatever_is_wrong_with_an_exif_the_pixels_count(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x8298] = 6, "a maker", "somebody"
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "photo.jpg", exif=exif, quality=100)
+    whole, random = (tmp_path / "photo.jpg").read_bytes(), np.random.default_rng(0)
+    first = whole.index(b"Exif")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for place in random.integers(first + 6, first + 70, size=4):
+                damaged[place] = random.integers(256)
+            (tmp_path / "photo.jpg").write_bytes(damaged)
+            with opened(str(tmp_path / "photo.jpg")) as photo:
+                assert (square(photo, 8) == 9).all()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

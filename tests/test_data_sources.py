@@ -206,6 +206,14 @@ def test_tiny_imagenet_is_read_as_published(tmp_path: Path, monkeypatch: pytest.
         assert ((split.images[:, 0, 0, 0].int() - 80 * split.labels).abs() <= 3).all()
 
 
+def test_tiny_imagenet_without_a_class_is_a_mistake(tmp_path: Path) -> None:
+    root = write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    gone = sorted((root / "train").iterdir())[0]
+    gone.rename(tmp_path / "gone")
+    with pytest.raises(Mistake, match=rf"data.root={root}: {gone} cannot be read \(No such file or directory\)\. "):
+        load(option("tiny_imagenet", tmp_path, root=str(root)), test=False)
+
+
 def test_tiny_imagenet_with_other_annotations_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tiny_imagenet(tmp_path / "tiny")
     with pytest.raises(Mistake, match="'train' has 3 classes instead of 200. Remove the files"):

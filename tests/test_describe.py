@@ -117,5 +117,13 @@ def test_it_reads_files_that_a_run_reads(flags: list[str], tmp_path: Path, monke
     assert typed(compose([*flags, "experiment=own"])).optimizer.lr == 0.125
     run = typed(compose([*flags, "--config-name", "best", "model=tiny"]))
     assert (run.seed, run.model.depths) == (7, typed(compose(["model=tiny"])).model.depths)
+    assert run.name == "model=tiny"
+    (tmp_path / "my" / "model").mkdir()
+    (tmp_path / "my" / "model" / "tiny.yaml").write_text("dim: 8\n")
+    assert typed(compose([*flags, "--config-name", "best", "model=tiny"])).model.dim == run.model.dim  # ours is first
+    (tmp_path / "my" / "best.yaml").write_text("defaults:\n- config\n- _self_\nname: best-of-all\n")
+    assert typed(compose([*flags, "--config-name", "best", "model=tiny"])).name == "best-of-all"
+    with pytest.raises(Mistake, match=r"^--config-dir/-cd: expected one argument\. Type --config-dir=FOLDER"):
+        compose(["--config-dir"])
     with pytest.raises(Mistake, match=r"^--config-dir=nowhere: there is no such folder\. Type that of a sweep"):
         compose(["--config-dir", "nowhere"])

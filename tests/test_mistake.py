@@ -114,6 +114,7 @@ def test_the_whole_line(
         ("--model=tinny", "model=tinny, or --help"),
         ("--foo", "KEY=VALUE, or --help"),
         ("--config-name=bst", "--config-name best, or leave it out"),
+        ("--config-name=", "--config-name best, or leave it out"),
         ("--config-path=/nowhere", "--config-dir=FOLDER for files beside them"),
         ("optimizer@foo=sgd", "optimizer=sgd"),
         ("trainer.patience=${nope.x}", "trainer.patience=VALUE"),

@@ -58,6 +58,7 @@ def test_one_cycle_without_room_for_its_way_down_falls_in_its_tail(epochs: float
     halfway = (40 + epochs) / 2
     assert at(schedule, epochs, 20, 40, halfway, epochs) == pytest.approx([0.55, 1, 0.001 + 0.999 / 2, 0.001])
     assert at(schedule, 40, 40) == [1]
+    assert at(OneCycle("one_cycle", 3, 0.1, 0.7, 0.001), 10, 3.1)[0] > 0.98  # (1 - 0.7) * 10 is a little over 3
 
 
 def test_restarts_begin_again_with_longer_cycles() -> None:
