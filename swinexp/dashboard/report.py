@@ -17,7 +17,7 @@ from swinexp.mistake import first_line
 from swinexp.sweep.board import failures, shown_params, shown_tally, shown_time
 from swinexp.sweep.importance import Forest, out_of
 from swinexp.sweep.plots import of_one
-from swinexp.sweep.ranking import Leader, confirmed, leaders, number, on_seeds, ranked
+from swinexp.sweep.ranking import Leader, leaders, number, on_all_seeds, ranked
 from swinexp.sweep.report import again, with_threads
 from swinexp.sweep.space import text
 from swinexp.sweep.trials import by_key, epochs, keys_of, took
@@ -30,9 +30,8 @@ def written(sweep: Sweep) -> dict[str, str]:
     """{heading: Markdown} of what there is to say."""
     found = leaders(sweep, sweep.top)
     known = {leader.trial.number for leader in found}
-    whole = {each.trial.number: each for each in (confirmed(sweep, sweep.top) if sweep.top is not None else ())}
     rest = (trial for trial in ranked(sweep, sweep.trials) if trial.number not in known)
-    others = [whole.get(trial.number, Leader(trial, on_seeds(trial))) for trial in rest]
+    others = on_all_seeds(sweep, sweep.top, rest)
     space = [f"- `{key}`: {tried}" for key, tried in sweep.space.items()]
     parts = {
         "Summary": _summary(sweep),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,12 @@ def confirmed(study: Known, top: Known) -> list[Leader]:
             further.setdefault(trial.number, []).append(each.values)
     every = (trial for trial in trials.values() if trial.number in further)
     return [Leader(trial, [*on_seeds(trial), *further[trial.number]]) for trial in every]
+
+
+def on_all_seeds(study: Known, top: Known | None, trials: Iterable[FrozenTrial]) -> list[Leader]:
+    """Complete trials with all of their figures, further seeds included."""
+    known = {} if top is None else {leader.trial.number: leader for leader in confirmed(study, top)}
+    return [known.get(trial.number) or Leader(trial, on_seeds(trial)) for trial in trials]
 
 
 def without_seed(point: Mapping[str, Any]) -> dict[str, Any]:

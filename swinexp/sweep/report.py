@@ -22,7 +22,7 @@ from swinexp.folder import remove_unfinished, write_text
 from swinexp.page import page, table
 from swinexp.sweep.board import shown_params, shown_tally, shown_time, state
 from swinexp.sweep.plots import Plot, drawn, mend_html, plots_of, write_pngs
-from swinexp.sweep.ranking import Leader, confirmed, leaders, number, on_seeds
+from swinexp.sweep.ranking import Leader, leaders, number, on_all_seeds
 from swinexp.sweep.space import text
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import ERROR, FROM, by_key, epochs, error, keys_of, left_out, took
@@ -43,11 +43,12 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
         remove_unfinished(place, seconds=600)  # other commands may be writing theirs
     files = ["results.csv"]
     best = leaders(study, top)
-    spread = _spread(trials, objectives, [] if top is None else confirmed(study, top))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    spread = _spread(on_all_seeds(study, top, complete), objectives)
     _write_csv(study, trials, objectives, spread)
     if best and _write_best(study, best[0]):
         files.append("best.yaml")
-    if any(trial.state == TrialState.COMPLETE for trial in trials):
+    if complete:
         from optuna import visualization
 
         plots = plots_of(study, objectives)
@@ -58,19 +59,16 @@ def write_report(study: Study, top: Study | None, objectives: Sequence[str]) -> 
     return files
 
 
-def _spread(trials: Sequence[FrozenTrial], objectives: Sequence[str], confirmed: Sequence[Leader]) -> Spread:
+def _spread(complete: Sequence[Leader], objectives: Sequence[str]) -> Spread:
     """How many seeds, then the mean and standard deviation of each objective; no columns where all have one seed."""
-    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    known = {trial.number: Leader(trial, on_seeds(trial)) for trial in complete}
-    known |= {leader.trial.number: leader for leader in confirmed}
-    several = {trial: leader for trial, leader in known.items() if len(leader.figures) > 1}
+    several = [leader for leader in complete if len(leader.figures) > 1]
     if not several:
         return [], {}
     heads = ["seeds", *(f"{name} {what}" for name in objectives for what in ("mean", "std"))]
     figures = {}
-    for trial, leader in several.items():
+    for leader in several:
         pairs = zip(leader.means, map(statistics.stdev, zip(*leader.figures, strict=True)), strict=True)
-        figures[trial] = [len(leader.figures), *(figure for pair in pairs for figure in pair)]
+        figures[leader.trial.number] = [len(leader.figures), *(figure for pair in pairs for figure in pair)]
     return heads, figures
 
 
