@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.options import Options
 from swinexp.sweep.space import Point, Space
-from swinexp.sweep.trials import FROM, REPEATS, TAKEN, as_key
+from swinexp.sweep.trials import FROM, OF, REPEATS, TAKEN, as_key
 
 MOST_POINTS = 10_000  # of a space whose points are counted
 MOST_REPEATS = 20  # in a row, after which chance proposes the next point
@@ -71,7 +71,7 @@ class Repeats:
         """
 
         def has(trial: FrozenTrial) -> bool:
-            if {FROM, REPEATS} & trial.user_attrs.keys() or trial.user_attrs.get(TAKEN, trial.number) < since:
+            if {FROM, REPEATS} & trial.user_attrs.keys() or trial.user_attrs.get(OF, 0) != since:
                 return False
             if trial.state == TrialState.FAIL:
                 return trial.datetime_complete is not None and trial.datetime_complete.timestamp() >= self._began

@@ -298,12 +298,12 @@ class Study:
             own = trials[trial.number]
             if REPEATS in own.user_attrs:  # of a worker that died before it had ended it
                 return int(own.user_attrs[REPEATS])
-            if own.user_attrs.get(TAKEN) == since:
+            if TAKEN in own.user_attrs:
                 return None
             asked = "fixed_params" in own.system_attrs and LED not in own.user_attrs
             first = None if asked else self._repeats.other(own, trials, since)
             if first is None:
-                trial.set_user_attr(TAKEN, since)
+                trial.set_user_attr(TAKEN, True)
             return first
 
     @property

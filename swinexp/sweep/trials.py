@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Names of attributes. `WORKER` has it, `BEAT` counts its signs of life, `LOST` are the epochs that it had each time
 # that its worker died, `ERROR` is why it failed, `FROM` is the sweep that it was copied from, `REPEATS` the trial that
-# has its point, `TAKEN` says that its point is its own, and what `SINCE` then was, and `LED` that chance chose it.
+# has its point, `TAKEN` says that its point is its own, and `LED` that chance chose it.
 # `SPENT` are the seconds before it was last interrupted. `BEFORE` was begun with another config than the study has now,
 # and `CHANGED` could for that not go on.
 WORKER, BEAT, LOST, ERROR, FROM = "worker", "beat", "lost", "error", "from"
