@@ -2,6 +2,7 @@
 
     python benchmarks/augment.py --device cpu             one CPU thread, as one worker of a data loader has it
     python benchmarks/augment.py --batch 512              ours on the GPU where there is one
+    python benchmarks/augment.py --alone basic strong     ours alone, with recipes of conf/augmentation
 
 Both do the same to 32×32 images: crop, flip and erase, and the chain of the reference script (TrivialAugment, flip,
 crop, erase; ours with CutMix, which the script does later). Measured as in benchmarks/model.py, from uint8 images in
@@ -69,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", nargs="+", default=[], metavar="RECIPE", help="without torchvision")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10, help="for each variant of a table row")
     parser.add_argument("--rounds", type=int, default=15)
@@ -76,23 +78,23 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     print(first_line(machine(device)))
+    chains = {name: [f"augmentation={name}"] for name in options.alone} or CHAINS
     print(f"{'':32}{'ours':>12}{'torchvision':>14}   ours is faster by   50,000 images")
     for batch in options.batch:
         count = batch * batches_at_once(batch, 3 * 32 * 32, device)  # as in training
         smooth = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear").mul(255).to(torch.uint8)
-        for name, overrides in CHAINS.items():
-            variants = {
-                "ours": ours(overrides, images, batch, device),
-                "torchvision": theirs(THEIRS[name], images),
-            }
+        for name, overrides in chains.items():
+            variants = {"ours": ours(overrides, images, batch, device)}
+            if not options.alone:
+                variants["torchvision"] = theirs(THEIRS[name], images)
             row = measure(variants, count, options.seconds, options.rounds, device)
-            speed, slower = (row[each]["images_per_second"] for each in variants)
-            print(
-                f"{f'{name}, batch {batch}':32}{speed:12,.0f}{slower:14,.0f}   "
-                f"{row['torchvision']['ours_is_faster_by']:15.1f}×   {50_000 / speed:11.2f} s",
-                flush=True,
-            )
+            speed = row["ours"]["images_per_second"]
+            peer = f"{'':34}"
+            if not options.alone:
+                peer = f"{row['torchvision']['images_per_second']:14,.0f}   "
+                peer += f"{row['torchvision']['ours_is_faster_by']:15.1f}× "
+            print(f"{f'{name}, batch {batch}':32}{speed:12,.0f}{peer}  {50_000 / speed:11.3f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python benchmarks/step.py                       the reference network, batch 128 eager; compiled at 128 to 2048
     python benchmarks/step.py --batch 512 2048 --rounds 5 --json step.json
+    python benchmarks/step.py --only "ours, compiled" record        rows whose names begin so
 
 The step is benchmarks/model.py's: forward, loss, backward, clip and AdamW, in bf16. Each variant has a process of its
 own: all get ready at once, for compiling keeps one core busy for a minute, and are then measured in turn, round after
-round. The peers are compiled with mode="reduce-overhead", torch's CUDA graphs; ours as a run does it.
+round. "record" is the network of experiment=record. The peers are compiled with mode="reduce-overhead", torch's CUDA
+graphs; ours as a run does it.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ from model import ours, timed, timm, torchvision, train_step
 
 from swinexp.config import typed
 from swinexp.run import compose
-from swinexp.swin import network
-from swinexp.train import settle
+from swinexp.swin import layers, network
+from swinexp.train import build_model, settle
 
-NETWORKS = {"ours": ours, "timm": timm, "torchvision": torchvision}
+
+def record() -> torch.nn.Module:
+    return build_model(typed(compose(["experiment=record"])), classes=10)
+
+
+PEERS = {"timm": timm, "torchvision": torchvision}
+NETWORKS = {"ours": ours, "record": record} | PEERS
+WITHOUT = ("the attention's kernels", "the convolution's kernels", "bf16 tokens")
 
 
 @dataclass(frozen=True)
@@ -47,22 +56,26 @@ class Variant:
 def variants(batches: list[int]) -> list[Variant]:
     small = min(batches)
     middle = sorted(batches)[len(batches) // 2]
-    eager = [Variant(name, "eager", small) for name in NETWORKS]
+    eager = [Variant(name, "eager", small) for name in ("ours", *PEERS)]
     compiled = [Variant(name, "compiled", batch) for batch in batches for name in NETWORKS]
-    without = [Variant("ours", "compiled", middle, f"without {way}") for way in ("the kernels", "bf16 tokens")]
+    without = [
+        Variant("record" if "convolution" in way else "ours", "compiled", middle, f"without {way}") for way in WITHOUT
+    ]
     return [*eager, Variant("ours", "graph", small), *compiled, *without]
 
 
 def build(variant: Variant, device: torch.device) -> Callable[[], None]:
-    if variant.network == "ours":
+    own = variant.network not in PEERS
+    if own:
         settle(typed(compose([])).trainer, device)
-    if variant.without == "without the kernels":
+    if variant.without == "without the attention's kernels":
         network.attends = lambda *_: False  # type: ignore[assignment]
+    if variant.without == "without the convolution's kernels":
+        layers.on_gpu = lambda _: False  # type: ignore[assignment]
     if variant.without == "without bf16 tokens":
-        network.residual = lambda x: x  # type: ignore[assignment]
+        network.residual = layers.residual = lambda x: x  # type: ignore[assignment]
     torch.manual_seed(0)
     model = NETWORKS[variant.network]().to(device)
-    own = variant.network == "ours"
     forward = model
     if variant.mode == "compiled":
         forward = torch.compile(model, mode=None if own else "reduce-overhead", dynamic=False)
@@ -98,6 +111,7 @@ def heard(pipe: Connection) -> float | str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="rows whose names begin so")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each variant of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -108,7 +122,10 @@ def main() -> None:
     print(first_line(about))
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for variant in variants(options.batch):
+    asked = [each for each in variants(options.batch) if str(each).startswith(tuple(options.only))]
+    if not asked:
+        parser.error(f"--only {' '.join(options.only)}: of {', '.join(map(str, variants(options.batch)))}")
+    for variant in asked:
         pipes[variant], theirs = context.Pipe()
         context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()
         theirs.close()  # so that a process that is killed is heard of

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from swinexp.swin import gpu
+from swinexp.swin.layers import DepthwiseConv
 from swinexp.swin.windows import gather, inverse, placed, shift_mask, stage_order, window_order
 
 # height, width, window, images, heads, channels of a head
@@ -32,6 +34,16 @@ def plain_attention(qkv: Tensor, bias: Tensor, order: Tensor, heads: int) -> Ten
     return gather((weights @ v).transpose(2, 3).reshape(B, P, C), back, order)
 
 
+# height, width, window, images, channels
+MAPS = [
+    (16, 16, 4, 3, 64),
+    (8, 8, 4, 3, 32),  # two images side by side, the last one alone
+    (4, 4, 4, 7, 40),  # channels that do not fill a tile
+    (14, 14, 7, 2, 16),
+    (6, 20, 4, 2, 32),  # row by row, and wider than a tile
+]
+
+
 def _apart(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
     """The largest difference, relative to each tensor's largest value; nan is infinitely far"""
     most = max(
@@ -43,6 +55,12 @@ def _apart(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
 
 def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     """Of outputs and all gradients; plain code in fp32 is what both are compared with."""
+    yield from attention_differences(device, dtype)
+    yield from convolution_differences(device, dtype)
+
+
+def attention_differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """Of `attend`."""
     draw = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -67,6 +85,26 @@ def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
             yield f"attention, {height}×{width}, window {window}, shift {shift[0]}", _apart(*results)
 
 
+def convolution_differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """Of `convolve`, beside the plain code of DepthwiseConv."""
+    draw = torch.Generator(device).manual_seed(0)
+    for height, width, window, images, channels in MAPS:
+        layer = DepthwiseConv(channels, (height, width), window).to(device)
+        x = torch.randn(images, height * width, channels, device=device, generator=draw).to(dtype).requires_grad_()
+        y = torch.randn(x.shape, device=device, generator=draw).to(dtype)
+        inputs = x, layer.conv.weight, layer.conv.bias
+        results = []
+        for kernel in (True, False):
+            if kernel:
+                out = gpu.convolve(*inputs, layer.grid, layer.window)
+            else:
+                rows = gather(x.float(), layer.back, layer.order).unflatten(1, layer.grid).permute(0, 3, 1, 2)
+                rows = F.gelu(layer.conv(rows)).permute(0, 2, 3, 1).flatten(1, 2)
+                out = gather(rows, layer.order, layer.back).to(dtype)
+            results.append((out, *torch.autograd.grad(out, inputs, y)))
+        yield f"convolution, {height}×{width}, {channels} channels", _apart(*results)
+
+
 def check_operators(device: torch.device) -> None:
     """What compiling takes for granted of the operators: their outputs' shapes and strides, and their gradients."""
     qkv, order = torch.randn(3, 16, 96, device=device, requires_grad=True), torch.randperm(16, device=device)
@@ -77,6 +115,13 @@ def check_operators(device: torch.device) -> None:
             gradient = torch.randn(3, 16, 32, device=device)
             inputs = (gradient, qkv.detach(), bias.detach(), where, 2)
             torch.library.opcheck(torch.ops.swinexp.attend_backward.default, inputs)
+    x = torch.randn(3, 16, 24, device=device, requires_grad=True)
+    weight = torch.randn(24, 9, device=device).t().requires_grad_()
+    bias = torch.randn(24, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.swinexp.convolve.default, (x, weight, bias, 4, 4, 2))
+    gradient = torch.randn(3, 24, 16, device=device).mT
+    inputs = (gradient, x.detach(), weight.detach(), bias.detach(), 4, 4, 2)
+    torch.library.opcheck(torch.ops.swinexp.convolve_backward.default, inputs)
 
 
 if __name__ == "__main__":

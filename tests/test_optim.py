@@ -24,6 +24,7 @@ from swinexp.optim import (
     build_optimizer,
     set_lr,
 )
+from swinexp.optim.muon import orthogonal, side_by_side
 from tests.conftest import network
 
 LR, DECAY, BETAS, EPS = 0.01, 0.1, (0.9, 0.99), 1e-8
@@ -273,6 +274,15 @@ def test_muon_is_torchs_but_for_its_rounding() -> None:
         optimizer.step()
     for name, p in theirs.items():
         assert (own[name] - p).norm() < 0.03 * (p - begin[name]).norm(), name
+
+
+def test_matrices_side_by_side_are_each_made_orthogonal() -> None:
+    matrices = [torch.randn(8, columns, dtype=torch.float64) for columns in (8, 24, 16)]
+    filled = orthogonal(side_by_side(matrices))
+    assert filled.shape == (3, 8, 24)
+    for matrix, step in zip(matrices, filled, strict=True):
+        torch.testing.assert_close(step[:, : matrix.shape[1]], orthogonalised(matrix), rtol=1e-9, atol=1e-12)
+        assert not step[:, matrix.shape[1] :].any()
 
 
 def test_muon_is_content_without_matrices_and_without_a_rest() -> None:

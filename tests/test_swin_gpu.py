@@ -16,9 +16,9 @@ from swinexp.config import typed
 from swinexp.swin import gpu
 from swinexp.train import build_model
 from tests.conftest import config, network
-from tests.kernels import WINDOWS, check_operators, differences
+from tests.kernels import MAPS, WINDOWS, check_operators, differences
 
-CASES = 2 * len(WINDOWS)
+CASES = 2 * len(WINDOWS) + len(MAPS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

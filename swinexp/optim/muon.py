@@ -53,15 +53,26 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - self.momentum)
         moves = torch._foreach_lerp(gradients, means, self.momentum) if self.nesterov else means
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        alike: dict[object, list[tuple[Tensor, Tensor]]] = {}
         for p, move in zip(parameters, moves, strict=True):
             wide = p.shape[0] <= p.shape[1]
             pair = (p, move) if wide else (p.T, move.T)
-            alike.setdefault(tuple(pair[0].shape), []).append(pair)
-        for (_, columns), pairs in alike.items():
-            steps = orthogonal(torch.stack([move for _, move in pairs]))
+            # On a GPU, where what takes time is the number of operations, those with as many rows: zeros stay zeros.
+            alike.setdefault(len(pair[0]) if p.is_cuda else pair[0].shape, []).append(pair)
+        for pairs in alike.values():
             matrices = [p for p, _ in pairs]
-            torch._foreach_add_(matrices, list(steps.unbind()), alpha=-group["lr"] * RMS * columns**0.5)
+            filled = orthogonal(side_by_side([move for _, move in pairs])).to(matrices[0].dtype)
+            steps = [step[:, : p.shape[1]] for p, step in zip(matrices, filled, strict=True)]
+            torch._foreach_mul_(steps, [-group["lr"] * RMS * p.shape[1] ** 0.5 for p in matrices])
+            torch._foreach_add_(matrices, steps)
+
+
+def side_by_side(matrices: list[Tensor]) -> Tensor:
+    """Matrices of as many rows -> (N, rows, columns of the widest), filled up with zeros."""
+    widest = max(m.shape[1] for m in matrices)
+    stacked = matrices[0].new_zeros(len(matrices), len(matrices[0]), widest)
+    torch._foreach_copy_([into[:, : m.shape[1]] for into, m in zip(stacked, matrices, strict=True)], matrices)
+    return stacked
 
 
 def orthogonal(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
 HEAD_DIMS = (16, 32, 64)
+CONVOLVED = {"LINES": 4, "ROWS": 16, "CHANNELS": 32}  # of a map, that a program convolves at a time
 TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -168,4 +169,88 @@ def attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tenso
     follow one another -> (B, P, C). What is needed of softmax for the gradients is computed again.
     """
     out: Tensor = _attend(qkv, bias if bias.dim() == 4 else bias[None], order, heads)
+    return out
+
+
+def _groups(B: int, height: int, width: int) -> tuple[dict[str, int], int]:
+    """How a program sees maps: ROWS tokens of a line, which are WIDTH of each of some images, and LINES lines; and how
+    many such groups there are."""
+    across = min(CONVOLVED["ROWS"], 1 << (width - 1).bit_length())
+    images = CONVOLVED["ROWS"] // across
+    lines = -(-height // CONVOLVED["LINES"])
+    return {**CONVOLVED, "WIDTH": across}, -(-B // images) * lines * -(-width // across)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int) -> Tensor:
+    from swinexp.swin import kernels
+
+    B, _, C = x.shape
+    out = torch.empty_like(x)
+    tile, groups = _groups(B, height, width)
+    with torch.cuda.device_of(x):
+        kernels.convolution[groups, -(-C // tile["CHANNELS"])](
+            x, weight, weight if bias is None else bias, out, B,
+            GELU=bias is not None, H=height, W=width, S=window, C=C, **tile,
+        )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("swinexp::convolve", mutates_args=())
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int) -> Tensor:
+    return _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window)
+
+
+@_convolve.register_fake
+def _(*inputs: Any) -> Tensor:
+    return inputs[0].new_empty(inputs[0].shape)
+
+
+@torch.library.custom_op("swinexp::convolve_backward", mutates_args=())
+def _convolve_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
+) -> tuple[Tensor, Tensor]:
+    from swinexp.swin import kernels
+
+    gradient, x, weight, bias = gradient.contiguous(), x.contiguous(), weight.contiguous(), bias.contiguous()
+    B, _, C = x.shape
+    before = torch.empty_like(x)
+    tile, groups = _groups(B, height, width)
+    columns = -(-C // tile["CHANNELS"])
+    loops = -(-groups * columns // (2 * PROGRAMS))
+    chunks = -(-groups // loops)
+    sums = torch.empty(chunks, 10, C, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        kernels.convolution_backward[chunks, columns](
+            x, weight, bias, gradient, before, sums, B, loops, H=height, W=width, S=window, C=C, **tile
+        )
+    return _convolution(before, weight, None, height, width, window), sums.sum(0)
+
+
+@_convolve_backward.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    x = inputs[1]
+    return x.new_empty(x.shape), x.new_empty(10, x.shape[2], dtype=torch.float32)
+
+
+def _keep_convolved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:3])
+    ctx.map = inputs[3:]
+
+
+def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    to_x, sums = _convolve_backward(gradient, *ctx.saved_tensors, *ctx.map)
+    sums = sums.to(ctx.saved_tensors[1].dtype)
+    return to_x, sums[:9], sums[9], None, None, None
+
+
+_convolve.register_autograd(_convolve_gradients, setup_context=_keep_convolved)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """GELU of a 3×3 convolution of each channel, of tokens that stay where they are.
+
+    (B, P, C), (C, 1, 3, 3), (C,), and the map whose tokens lie window by window (row by row: a window as wide as the
+    map) -> (B, P, C). What was before GELU is computed again for the gradients.
+    """
+    out: Tensor = _convolve(x, weight.flatten(1).t(), bias, *grid, window)
     return out

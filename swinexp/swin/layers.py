@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinexp.swin.cpu import add_to, by_hand
-from swinexp.swin.gpu import residual
-from swinexp.swin.windows import gather, inverse
+from swinexp.swin.gpu import convolve, on_gpu, residual
+from swinexp.swin.windows import gather, inverse, stage_order
 
 
 def build_norm(kind: str, dim: int, eps: float) -> nn.Module:
@@ -77,27 +77,31 @@ def build_scale(dim: int, start: float | None) -> nn.Module:
 
 
 class DepthwiseConv(nn.Module):
-    """A 3×3 convolution of each channel on the map, across the borders of windows (arXiv 2105.15203, Mix-FFN)."""
+    """A 3×3 convolution of each channel on the map, across the borders of windows, and GELU (arXiv 2105.15203)."""
 
     order: Tensor
     back: Tensor
 
-    def __init__(self, dim: int, grid: tuple[int, int], order: Tensor) -> None:
+    def __init__(self, dim: int, grid: tuple[int, int], window: int) -> None:
         super().__init__()
-        self.grid = grid
+        whole = grid[0] % window == 0 and grid[1] % window == 0
+        self.grid, self.window = grid, window if whole else grid[1]  # as `stage_order` has it
+        order = stage_order(*grid, window)
         self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", inverse(order, len(order)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C), in the stage's order"""
+        if on_gpu(x):
+            return convolve(x, self.conv.weight, self.conv.bias, self.grid, self.window)
         rows = gather(x, self.back, self.order).unflatten(1, self.grid)  # (B, H, W, C)
         rows = self.conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return gather(rows.flatten(1, 2), self.order, self.back)
+        return F.gelu(gather(rows.flatten(1, 2), self.order, self.back))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, and `conv` before that where there is one."""
+    """Two linear layers with a GELU between them, or `conv`, which has its own."""
 
     def __init__(self, dim: int, hidden: int, conv: DepthwiseConv | None) -> None:
         super().__init__()
@@ -108,4 +112,4 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)"""
         x = self.fc1(x)
-        return self.fc2(F.gelu(x if self.conv is None else self.conv(x)))
+        return self.fc2(F.gelu(x) if self.conv is None else self.conv(x))

@@ -45,7 +45,7 @@ class SwinBlock(nn.Module):
         self.norm1 = build_norm(block.norm, dim, model.norm_eps)
         self.attn = WindowAttention(dim, heads, window, attention, model.norm_eps)
         self.norm2 = build_norm(block.norm, dim, model.norm_eps)
-        self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, stage) if block.depthwise_conv else None)
+        self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, window) if block.depthwise_conv else None)
         self.drop_path = DropPath(drop_path)
         self.ls1 = build_scale(dim, block.layer_scale)
         self.ls2 = build_scale(dim, block.layer_scale)
