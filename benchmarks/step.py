@@ -2,7 +2,7 @@
 
     python benchmarks/step.py                       the reference network, batch 128 eager; compiled at 128 to 2048
     python benchmarks/step.py --batch 512 2048 --rounds 5 --json step.json
-    python benchmarks/step.py --only "ours, compiled" record        rows whose names begin so
+    python benchmarks/step.py --only "ours, compiled" "record, compiled"
 
 The step is benchmarks/model.py's: forward, loss, backward, clip and AdamW, in bf16. Each variant has a process of its
 own: all get ready at once, for compiling keeps one core busy for a minute, and are then measured in turn, round after
@@ -111,7 +111,7 @@ def heard(pipe: Connection) -> float | str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="rows whose names begin so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of these names")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each variant of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -122,9 +122,9 @@ def main() -> None:
     print(first_line(about))
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    asked = [each for each in variants(options.batch) if str(each).startswith(tuple(options.only))]
+    asked = [each for each in variants(options.batch) if not options.only or str(each) in options.only]
     if not asked:
-        parser.error(f"--only {' '.join(options.only)}: of {', '.join(map(str, variants(options.batch)))}")
+        parser.error(f"--only: one of {', '.join(sorted({repr(str(each)) for each in variants(options.batch)}))}")
     for variant in asked:
         pipes[variant], theirs = context.Pipe()
         context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()

@@ -105,6 +105,32 @@ def convolution_differences(device: torch.device, dtype: torch.dtype) -> Iterato
         yield f"convolution, {height}×{width}, {channels} channels", _apart(*results)
 
 
+def compile_kernels(capability: int) -> list[str]:
+    """For a GPU that need not be there: what Triton's interpreter bears and its compiler does not. Returns their names."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from swinexp.swin import kernels
+
+    tiles = {"N": 3, "D": 32, "T": 16, "W": 4, "ROWS": 64, "MOVED": True, "SHIFTED": True, "PRECISION": "ieee"}
+    maps = {"H": 14, "W": 14, "S": 7, "C": 96, "WIDTH": 16, **gpu.CONVOLVED}
+    numbers = dict.fromkeys(("windows", "loops", "period", "G", "P", "images"), "i32") | {"scale": "fp32"}
+    others = {"weight": "*fp32", "bias": "*fp32", "to_bias": "*fp32", "sums": "*fp32", "order": "*i64"}
+    done = []
+    for kernel, constants in (
+        (kernels.attention, tiles),
+        (kernels.attention_backward, tiles),
+        (kernels.convolution, maps | {"GELU": True}),
+        (kernels.convolution, maps | {"GELU": False}),
+        (kernels.convolution_backward, maps),
+    ):
+        known = dict.fromkeys(constants, "constexpr") | numbers | others
+        signature = {name: known.get(name, "*bf16") for name in kernel.arg_names}
+        compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+        done.append(kernel.__name__)
+    return done
+
+
 def check_operators(device: torch.device) -> None:
     """What compiling takes for granted of the operators: their outputs' shapes and strides, and their gradients."""
     qkv, order = torch.randn(3, 16, 96, device=device, requires_grad=True), torch.randperm(16, device=device)

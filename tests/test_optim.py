@@ -22,6 +22,8 @@ from swinexp.optim import (
     ScheduleFree,
     averaged,
     build_optimizer,
+    is_recordable,
+    reading_lr,
     set_lr,
 )
 from swinexp.optim.muon import orthogonal, side_by_side
@@ -294,6 +296,27 @@ def test_muon_is_content_without_matrices_and_without_a_rest() -> None:
         before = dict(model.named_parameters())[kept].detach().clone()
         train(model, optimizer, range(1))
         assert not torch.equal(dict(model.named_parameters())[kept], before)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_that_can_be_recorded_reads_its_lr_from_a_tensor(name: str) -> None:
+    ours, theirs = small(), small()
+    optimizer, peer = build_optimizer(OPTIONS[name], ours), build_optimizer(OPTIONS[name], theirs)
+    assert is_recordable(optimizer) == (name in ("adamw", "adam", "muon"))
+    if not is_recordable(optimizer):
+        return
+    lrs = [torch.tensor(0.0) for _ in optimizer.param_groups]
+    before = [dict(group) for group in optimizer.param_groups]
+    for scale in (0.3, 1.0, 0.1):
+        for lr, group in zip(lrs, before, strict=True):
+            lr.fill_(scale * group["peak_lr"])
+        with reading_lr(optimizer, lrs):
+            train(ours, optimizer, range(1))
+        set_lr(peer, scale)
+        train(theirs, peer, range(1))
+    assert [{**group, "params": 0} for group in optimizer.param_groups] == [{**group, "params": 0} for group in before]
+    for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, his, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

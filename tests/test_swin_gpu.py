@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from swinexp.config import typed
 from swinexp.swin import gpu
 from swinexp.train import build_model
 from tests.conftest import config, network
-from tests.kernels import MAPS, WINDOWS, check_operators, differences
+from tests.kernels import MAPS, WINDOWS, check_operators, compile_kernels, differences
 
 CASES = 2 * len(WINDOWS) + len(MAPS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,6 +37,13 @@ def test_the_kernels_compute_what_the_plain_code_does() -> None:
     apart = json.loads(told.stdout)
     assert len(apart) == CASES
     assert all(most < 2e-6 for most in apart.values()), apart
+
+
+@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_without_a_gpu(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert len(compile_kernels(capability)) == 5
 
 
 @needs_gpu

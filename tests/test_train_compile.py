@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from swinexp.mistake import Mistake
+from swinexp.optim import set_lr
 from swinexp.train import build_model, build_state, compile_model, prepare, train
 from swinexp.train.devices import COMPILE_PAYS, captures, compiles
+from swinexp.train.graph import CapturedUpdate
 from tests.conftest import STRONG, small_run, timeless, trained
 
 
@@ -43,8 +45,9 @@ def test_a_step_is_a_graph_on_a_gpu_unless_nothing_is_to_be_compiled() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_captured_step_is_the_plain_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kernels = ("model.heads=[1,2]", "patch=p2_conv")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_captured_step_is_the_plain_one(optimizer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kernels = ("model.heads=[1,2]", "patch=p2_conv", "block=depthwise_conv", f"optimizer={optimizer}")
     overrides = (*STRONG, *kernels, "trainer.device=cuda", "trainer.epochs=3", "trainer.accumulate=2")
     plain, _ = trained(tmp_path / "plain/last.pt", *overrides, "trainer.compile=false")
     captured, _ = trained(tmp_path / "captured/last.pt", *overrides, "trainer.compile=graphs")
@@ -52,6 +55,42 @@ def test_a_captured_step_is_the_plain_one(tmp_path: Path, caplog: pytest.LogCapt
     for key, value in captured.items():
         assert value == pytest.approx(plain[key], rel=1e-4), key
     assert "cannot be captured" not in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_recording_an_optimizers_step_leaves_no_trace(name: str) -> None:
+    run = small_run(*STRONG, f"optimizer={name}", "trainer.device=cuda")
+    model, _ = prepare(run)
+    optimizer = build_state(run, model, 4).optimizer
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    for begun in (False, True):  # and of a state that was resumed
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            p.grad = gradient.clone()
+        if begun:
+            optimizer.step()
+        before = [value.clone() for value in (*model.parameters(), *tensors(optimizer))]
+        update = CapturedUpdate(optimizer)
+        after = [*model.parameters(), *tensors(optimizer)]
+        before += [torch.zeros_like(value) for value in after[len(before) :]]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        for scale in (0.5, 0.1):
+            set_lr(optimizer, scale)
+            update()
+        captured = [value.clone() for value in after]
+        with torch.no_grad():
+            for value, kept in zip(after, before, strict=True):
+                value.copy_(kept)
+        for scale in (0.5, 0.1):
+            set_lr(optimizer, scale)
+            optimizer.step()
+        for value, other in zip(after, captured, strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
+    assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+
+
+def tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values()]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,7 +5,7 @@ makes one; `lion`, `lamb`, `muon` and `schedule_free` are those that torch lacks
 the schedules with their options, `ema` the moving average of the weights.
 """
 
-from swinexp.optim.build import averaged, build_optimizer, resume, set_lr
+from swinexp.optim.build import averaged, build_optimizer, is_recordable, reading_lr, resume, set_lr
 from swinexp.optim.ema import Ema
 from swinexp.optim.groups import Group, decays, layer, parameter_groups
 from swinexp.optim.options import OPTIMIZERS, SGD, Adam, AdamW, Lamb, Lion, Muon, Optimizer, ScheduleFree
@@ -46,9 +46,11 @@ __all__ = [
     "averaged",
     "build_optimizer",
     "decays",
+    "is_recordable",
     "layer",
     "lr_scale",
     "parameter_groups",
+    "reading_lr",
     "resume",
     "set_lr",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swinexp.optim import lamb, lion, muon, options, schedule_free
 from swinexp.optim.groups import parameter_groups
@@ -54,6 +55,25 @@ def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
     """Set every group's lr to `scale` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
+
+
+def is_recordable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a CUDA graph can hold its step: it can read its lr from a tensor, and its state begins as zeros."""
+    return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | muon.MuonAdamW)
+
+
+@contextmanager
+def reading_lr(optimizer: torch.optim.Optimizer, lrs: Sequence[Tensor]) -> Iterator[None]:
+    """While the block lasts, a step of an optimizer that `is_recordable` reads each group's lr from a tensor ()."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group.update(lr=lr, capturable=lr.is_cuda)
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.clear()
+            group.update(values)
 
 
 def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:

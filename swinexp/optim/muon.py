@@ -61,9 +61,9 @@ class MuonAdamW(torch.optim.Optimizer):
             alike.setdefault(len(pair[0]) if p.is_cuda else pair[0].shape, []).append(pair)
         for pairs in alike.values():
             matrices = [p for p, _ in pairs]
-            filled = orthogonal(side_by_side([move for _, move in pairs])).to(matrices[0].dtype)
+            filled = orthogonal(side_by_side([move for _, move in pairs])).to(matrices[0].dtype) * -group["lr"]
             steps = [step[:, : p.shape[1]] for p, step in zip(matrices, filled, strict=True)]
-            torch._foreach_mul_(steps, [-group["lr"] * RMS * p.shape[1] ** 0.5 for p in matrices])
+            torch._foreach_mul_(steps, [RMS * p.shape[1] ** 0.5 for p in matrices])
             torch._foreach_add_(matrices, steps)
 
 

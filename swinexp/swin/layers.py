@@ -93,7 +93,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C), in the stage's order"""
-        if on_gpu(x):
+        if on_gpu(x) and self.conv.bias is not None:
             return convolve(x, self.conv.weight, self.conv.bias, self.grid, self.window)
         rows = gather(x, self.back, self.order).unflatten(1, self.grid)  # (B, H, W, C)
         rows = self.conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -17,7 +17,7 @@ from swinexp.train.state import State
 if TYPE_CHECKING:
     from swinexp.config import Run
 
-AT_ONCE = {"cpu": 5 * 2**18, "cuda": 2**24}  # values of images to augment together: a cache, and what fills a GPU
+AT_ONCE = {"cpu": 5 * 2**18, "cuda": 2**25}  # values of images to augment together: a cache, and what fills a GPU
 
 
 def batches_at_once(batch_size: int, values: int, device: torch.device) -> int:

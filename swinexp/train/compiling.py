@@ -11,10 +11,11 @@ from torch import Generator
 
 from swinexp.data import Dataset
 from swinexp.mistake import Mistake, first_line
+from swinexp.optim import is_recordable
 from swinexp.train.batches import augmented
 from swinexp.train.devices import captures, compiles
 from swinexp.train.evaluation import predictions
-from swinexp.train.graph import Captured
+from swinexp.train.graph import Captured, CapturedUpdate
 from swinexp.train.state import State
 from swinexp.train.step import clipped, gradients, restoring
 
@@ -78,6 +79,8 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
     try:
         if captured:
             state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
+            if is_recordable(state.optimizer):
+                state.update = CapturedUpdate(state.optimizer)
         else:
             gradients(run, state, pixels, labels, factors)
     except RuntimeError as error:

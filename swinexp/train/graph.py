@@ -1,5 +1,6 @@
-"""A step's gradients as one CUDA graph: the device gets hundreds of kernels by one launch, so that it never waits for
-Python, however small the batch. As in pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
+"""A step's gradients, and what the optimizer makes of them, as CUDA graphs: the device gets hundreds of kernels by one
+launch, so that it never waits for Python, however small the batch. As in
+pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from swinexp.optim import reading_lr
 
 Gradients = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -54,3 +57,42 @@ class Captured:
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return self.outputs
+
+
+class CapturedUpdate:
+    """An optimizer's step, recorded for the gradients that its parameters have, and replayed for others there.
+
+    Each replay takes the lr that the groups have then. Recording leaves parameters and state as they were; a state
+    that was not yet there begins as zeros. Raises `RuntimeError` when the step cannot be recorded.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        device = parameters[0].device
+        self.lrs = [torch.tensor(group["lr"], dtype=torch.float32, device=device) for group in optimizer.param_groups]
+        before = {id(each): each.detach().clone() for each in (*parameters, *self._state())}
+        self.graph = torch.cuda.CUDAGraph()
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream), reading_lr(optimizer, self.lrs):
+            optimizer.step()
+        current.wait_stream(stream)
+        with torch.no_grad():
+            for each in (*parameters, *self._state()):
+                each.copy_(before[id(each)]) if id(each) in before else each.zero_()
+        try:
+            with torch.cuda.graph(self.graph, stream=stream), reading_lr(optimizer, self.lrs):
+                optimizer.step()
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves changed where recording fails
+
+    def _state(self) -> list[Tensor]:
+        values = (value for state in self.optimizer.state.values() for value in state.values())
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def __call__(self) -> None:
+        """Move every parameter."""
+        for lr, group in zip(self.lrs, self.optimizer.param_groups, strict=True):
+            lr.fill_(group["lr"])
+        self.graph.replay()

@@ -19,7 +19,7 @@ from swinexp.ranks import rank, size
 from swinexp.swin import Swin
 from swinexp.train import checkpoint
 from swinexp.train.devices import build_scaler
-from swinexp.train.graph import Captured
+from swinexp.train.graph import Captured, CapturedUpdate
 from swinexp.train.processes import evened, summed, together
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class State:
     it, and the norm of the gradient before clipping. They stay on the device until the epoch ends. So is `seconds` of
     that epoch. `history` holds the metrics of the finished ones. `parts` is how many a batch is trained in.
     `running` are the model's running statistics, by name: a BatchNorm's. `captured` makes a batch's gradients as a CUDA
-    graph, where there is one.
+    graph, and `update` is the optimizer's step as one, where there are such.
     """
 
     model: Swin
@@ -59,6 +59,7 @@ class State:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     captured: Captured | None = None
+    update: CapturedUpdate | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, in the optimizer's order."""

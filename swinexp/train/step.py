@@ -42,6 +42,8 @@ def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     if state.scaler is not None:
         state.scaler.step(state.optimizer)
         state.scaler.update()
+    elif state.update is not None:
+        state.update()
     else:
         state.optimizer.step()
     if state.ema is not None:
