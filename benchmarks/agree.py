@@ -1,6 +1,7 @@
 """Does this GPU compute what the CPU does? Networks, augmentation and data, each with its largest difference.
 
     python benchmarks/agree.py                    exit code 1 when something does not agree
+    python benchmarks/agree.py --eager            without what has to be compiled, which takes more than a minute
 
 In float64: logits, loss and all gradients of a small network of every option of attention, block and patch, relative to
 the largest value. In uint8: every augmentation operation, as the share of values that differ by more than 1 of 255. In
@@ -109,6 +110,7 @@ def placements(device: torch.device) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table to this file too")
+    parser.add_argument("--eager", action="store_true", help="nothing compiled")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = [first_line(machine(device, "CPU alone: it is compared with itself"))]
@@ -130,7 +132,7 @@ def main() -> None:
         tell(f"operation {name}", operation(name, device), 1e-3)
     tell("host and device placement", placements(device), 0)
     reference = trained(cpu, torch.float32, False)
-    for compiled in (False, True):  # what takes longest last
+    for compiled in (False,) if options.eager else (False, True):  # what takes longest last
         for dtype, most in ((torch.bfloat16, 5e-2), (torch.float32, 1e-3)):
             if device.type == "cuda":
                 loss = trained(device, dtype, compiled)

@@ -2,12 +2,12 @@
 
     python benchmarks/step.py                       the reference network, batch 128 eager; compiled at 128 to 2048
     python benchmarks/step.py --batch 512 2048 --rounds 5 --json step.json
-    python benchmarks/step.py --only "ours, compiled" "record, compiled"
+    python benchmarks/step.py --only "ours, compiled" "record, compiled" --wait 100
 
 The step is benchmarks/model.py's: forward, loss, backward, clip and AdamW, in bf16. Each variant has a process of its
 own: all get ready at once, for compiling keeps one core busy for a minute, and are then measured in turn, round after
 round. "record" is the network of experiment=record. The peers are compiled with mode="reduce-overhead", torch's CUDA
-graphs; ours as a run does it.
+graphs; ours as a run does it. Figures are written after each round, so that none is lost where time runs out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
@@ -54,14 +54,13 @@ class Variant:
 
 
 def variants(batches: list[int]) -> list[Variant]:
-    small = min(batches)
-    middle = sorted(batches)[len(batches) // 2]
+    small, large = min(batches), max(batches)
     eager = [Variant(name, "eager", small) for name in ("ours", *PEERS)]
-    compiled = [Variant(name, "compiled", batch) for batch in batches for name in NETWORKS]
+    compiled = [Variant(name, "compiled", batch) for batch in batches for name in ("ours", *PEERS)]
     without = [
-        Variant("record" if "convolution" in way else "ours", "compiled", middle, f"without {way}") for way in WITHOUT
+        Variant("record" if "convolution" in way else "ours", "compiled", large, f"without {way}") for way in WITHOUT
     ]
-    return [*eager, Variant("ours", "graph", small), *compiled, *without]
+    return [*eager, Variant("ours", "graph", small), *compiled, Variant("record", "compiled", large), *without]
 
 
 def build(variant: Variant, device: torch.device) -> Callable[[], None]:
@@ -99,12 +98,21 @@ def work(asked: Connection, variant: Variant, seconds: float) -> None:
         asked.send(variant.batch * count / timed(step, count, device))
 
 
-def heard(pipe: Connection) -> float | str:
-    """What a process says when it is ready: after how many seconds, or why not."""
-    try:
-        told: float | str = pipe.recv()
-    except EOFError:
-        return "its process ended"
+def heard(pipes: dict[Variant, Connection], most: float) -> dict[Variant, float | str]:
+    """What each process says when it is ready: after how many seconds, or why not. None is waited for beyond `most`."""
+    told: dict[Variant, float | str] = {}
+    until = time.perf_counter() + most
+    while len(told) < len(pipes):
+        waiting = {pipe: variant for variant, pipe in pipes.items() if variant not in told}
+        heard_of = wait([*waiting], max(0.0, until - time.perf_counter()))
+        for pipe in heard_of:
+            assert isinstance(pipe, Connection)
+            try:
+                told[waiting[pipe]] = pipe.recv()
+            except EOFError:
+                told[waiting[pipe]] = "its process ended"
+        if not heard_of:
+            told |= dict.fromkeys(waiting.values(), f"not ready after {most:.0f} s")
     return told
 
 
@@ -114,39 +122,47 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of these names")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each variant of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--wait", type=float, default=600, metavar="SECONDS", help="for what is not ready to be measured"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("it measures a GPU, and there is none; benchmarks/model.py measures a CPU")
     about = machine(torch.device("cuda"))
     print(first_line(about))
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
     asked = [each for each in variants(options.batch) if not options.only or str(each) in options.only]
     if not asked:
         parser.error(f"--only: one of {', '.join(sorted({repr(str(each)) for each in variants(options.batch)}))}")
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, {}
     for variant in asked:
         pipes[variant], theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True).start()
+        processes[variant] = context.Process(target=work, args=(theirs, variant, options.seconds), daemon=True)
+        processes[variant].start()
         theirs.close()  # so that a process that is killed is heard of
-    ready = {variant: heard(pipe) for variant, pipe in pipes.items()}
+    ready = heard(pipes, options.wait)
     failed = {variant: answer for variant, answer in ready.items() if isinstance(answer, str)}
+    for variant in failed:
+        processes[variant].kill()  # which would take its part of the processor and the GPU
     speeds: dict[Variant, list[float]] = {variant: [] for variant in pipes if variant not in failed}
     for turn in range(options.rounds):
         for variant in [*speeds][:: 1 if turn % 2 else -1]:
             pipes[variant].send(True)
             speeds[variant].append(pipes[variant].recv())
-    rows = []
-    print(f"{'':44}{'batch':>6}{'images/s':>10}   (rounds)          ready after, s")
+        if options.json:
+            rows = [
+                {**asdict(variant), "images_per_second": each, "ready": ready[variant]}
+                for variant, each in speeds.items()
+            ]
+            options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    print(f"{'':58}{'batch':>6}{'images/s':>10}   (rounds)          ready after, s")
     for variant, each in speeds.items():
         pipes[variant].send(False)
         spread = f"({min(each):,.0f}-{max(each):,.0f})"
-        print(f"{variant!s:44}{variant.batch:6}{statistics.median(each):10,.0f}   {spread:20}{ready[variant]:6.1f}")
-        rows.append({**asdict(variant), "images_per_second": each, "ready": ready[variant]})
+        print(f"{variant!s:58}{variant.batch:6}{statistics.median(each):10,.0f}   {spread:20}{ready[variant]:6.1f}")
     for variant, error in failed.items():
-        print(f"{variant!s:44}{variant.batch:6}  failed: {error}")
-    if options.json:
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+        print(f"{variant!s:58}{variant.batch:6}  failed: {error}")
 
 
 if __name__ == "__main__":

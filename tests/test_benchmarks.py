@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -89,7 +91,18 @@ def test_gpu_sh_runs_every_part_and_leaves_a_log_of_each(tmp_path: Path) -> None
     environment = {**os.environ, "BUDGET": "0.01", "PYTHON": os.path.relpath(sys.executable), "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "benchmarks" / "gpu.sh")
     done = subprocess.run([script, "out"], env=environment, capture_output=True, text=True, check=True, timeout=300)
-    parts = ["agree", "step", "augment", "pipeline", "speedrun", "record"]
+    parts = ["agree", "augment", "step", "pipeline", "speedrun", "record"]
     assert [line.split()[0] for line in done.stdout.splitlines()] == parts
     assert all((tmp_path / "out" / f"{part}.log").exists() for part in parts)
     assert "exit code 127" not in done.stdout  # that of a command that is not found
+
+
+def test_what_is_not_ready_in_time_is_left_out_of_the_steps_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    step = importlib.import_module("step")
+    variants = [step.Variant("ours", "eager", batch) for batch in (1, 2, 3)]
+    ours, theirs = zip(*(multiprocessing.Pipe() for _ in variants), strict=True)
+    theirs[0].send(1.5)
+    theirs[1].close()
+    told = step.heard(dict(zip(variants, ours, strict=True)), 0.2)
+    assert [told[variant] for variant in variants] == [1.5, "its process ended", "not ready after 0 s"]

@@ -66,8 +66,9 @@ def is_recordable(optimizer: torch.optim.Optimizer) -> bool:
 def reading_lr(optimizer: torch.optim.Optimizer, lrs: Sequence[Tensor]) -> Iterator[None]:
     """While the block lasts, a step of an optimizer that `is_recordable` reads each group's lr from a tensor ()."""
     before = [dict(group) for group in optimizer.param_groups]
+    recorded = lrs[0].is_cuda and torch.cuda.is_current_stream_capturing()
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-        group.update(lr=lr, capturable=lr.is_cuda)
+        group.update(lr=lr, capturable=recorded)  # torch wants to know, and warns where it is not so
     try:
         yield
     finally:
