@@ -87,6 +87,16 @@ def test_a_sweep_is_faster_with_pruning_and_one_process() -> None:
     assert "trials/h" in said
 
 
+def test_the_parts_of_a_step_are_told() -> None:
+    tiny = ("model=nano", "window=w4", "trainer.batch_size=8", "trainer.device=cpu", "trainer.ema=0.9", "--steps", "2")
+    lines = benchmark("parts", *tiny).splitlines()
+    assert lines[1].split() == ["ms,", "batch", "8", "Python", "done"]
+    told = {line[:28].strip(): [float(each) for each in line[28:].split()[:2]] for line in lines[2:]}
+    assert [*told] == ["a step, whole", "augmentation", "gradients", "optimizer", "average of the weights"]
+    assert all(0 < asked <= done for asked, done in told.values())
+    assert told["a step, whole"][1] > told["augmentation"][1]
+
+
 def test_gpu_sh_runs_every_part_and_leaves_a_log_of_each(tmp_path: Path) -> None:
     environment = {**os.environ, "BUDGET": "0.01", "PYTHON": os.path.relpath(sys.executable), "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "benchmarks" / "gpu.sh")
