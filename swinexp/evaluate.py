@@ -57,15 +57,18 @@ class Images:
 
 @dataclass
 class Request:
-    """What the command asks for; several pictures are separated by commas."""
+    """What the command asks for; several pictures are separated by commas.
+
+    `images` (8 where not given) and `blocks` (last) are those of the picture attention.
+    """
 
     run: str = MISSING
     split: str | None = None
     checkpoint: str = "last"
     flips: bool = False
     pictures: str | None = None
-    images: int = 8
-    blocks: str = "last"
+    images: int | None = None
+    blocks: str | None = None
     data: Images = field(default_factory=Images)
 
     def __post_init__(self) -> None:
@@ -74,8 +77,14 @@ class Request:
         one_of("checkpoint", self.checkpoint, CHECKPOINTS)
         for picture in self.drawn:
             one_of("pictures", picture, PICTURES)
-        check(1 <= self.images <= 100, "images", self.images, "1 to 100 images in a picture", "images=8")
-        one_of("blocks", self.blocks, BLOCKS)
+        if self.images is not None:
+            check(1 <= self.images <= 100, "images", self.images, "1 to 100 images in a picture", "images=8")
+        if self.blocks is not None:
+            one_of("blocks", self.blocks, BLOCKS)
+        for key, value in (("images", self.images), ("blocks", self.blocks)):
+            drawn = ",".join(dict.fromkeys([*self.drawn, "attention"]))
+            unused = "it is for the picture attention, which is not drawn"
+            check(value is None or "attention" in self.drawn, key, value, unused, f"pictures={drawn}")
 
     @property
     def drawn(self) -> list[str]:
@@ -181,7 +190,7 @@ def evaluate_run(request: Request) -> None:
             figure = draw_confusion(reading.confusion, dataset.classes, title)
             written(Path(f"{stem}-confusion.png"), partial(figure.savefig, format="png"))
         if "attention" in request.drawn and not flips:
-            figure = draw_attention(model, dataset, splits[name], request.images, request.blocks)
+            figure = draw_attention(model, dataset, splits[name], request.images or 8, request.blocks or "last")
             written(Path(f"{stem}-attention.png"), partial(figure.savefig, format="png"))
 
 

@@ -269,6 +269,14 @@ def test_digits_are_nowhere_else(finished: Path, capsys: pytest.CaptureFixture[s
         (["run=a", "data.rot=b"], "data.rot=b: no such key; data has root, on_error. Type data.root=b"),
         (["run=a", "images=none"], "images=none: a whole number is needed."),
         (["run=a", "images=0"], "images=0: 1 to 100 images in a picture. Type images=8"),
+        (
+            ["run=a", "images=4"],
+            "images=4: it is for the picture attention, which is not drawn. Type pictures=attention",
+        ),
+        (
+            ["run=a", "pictures=confusion", "blocks=all"],
+            "blocks=all: it is for the picture attention, which is not drawn. Type pictures=confusion,attention",
+        ),
         (["run=a", "blocks=first"], "blocks=first: one of last, all. Type blocks=last"),
         (["run=a"], "run=a: there is no run with a checkpoint. Type run=FOLDER"),
     ],
