@@ -57,6 +57,7 @@ def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
     """Of outputs and all gradients; plain code in fp32 is what both are compared with."""
     yield from attention_differences(device, dtype)
     yield from convolution_differences(device, dtype)
+    yield "what is tried before training", gpu.differences_tried(device)
 
 
 def attention_differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from swinexp.train import build_model
 from tests.conftest import config, network
 from tests.kernels import MAPS, WINDOWS, check_operators, compile_kernels, differences
 
-CASES = 2 * len(WINDOWS) + len(MAPS)
+CASES = 2 * len(WINDOWS) + len(MAPS) + 1
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -138,13 +139,25 @@ def test_kernels_that_cannot_be_built_are_told_once(
 
     monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch, "zeros", fails)
+    monkeypatch.setattr(gpu, "differences_tried", fails)
     assert not gpu.kernels_run(0)
     assert not gpu.kernels_run(0)
     assert [record.getMessage() for record in caplog.records] == [
-        "the attention kernels cannot be built, so that this GPU takes a way that is slower: Failed to find C compiler. "
+        "the kernels cannot be built, so that this GPU takes a way that is slower: Failed to find C compiler. "
         "Triton wants a C compiler and Python's headers: apt install gcc python3-dev"
     ]
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("apart", [0.1, math.inf, math.nan])
+def test_kernels_that_give_other_values_are_not_taken(
+    apart: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu, "TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(gpu, "differences_tried", lambda _: apart)
+    assert not gpu.kernels_run(0)
+    assert "give other values than the plain code" in caplog.text
 
 
 @pytest.mark.usefixtures("untried")

@@ -60,11 +60,9 @@ class MuonAdamW(torch.optim.Optimizer):
             # On a GPU, where what takes time is the number of operations, those with as many rows: zeros stay zeros.
             alike.setdefault(len(pair[0]) if p.is_cuda else pair[0].shape, []).append(pair)
         for pairs in alike.values():
-            matrices = [p for p, _ in pairs]
-            filled = orthogonal(side_by_side([move for _, move in pairs])).to(matrices[0].dtype) * -group["lr"]
-            steps = [step[:, : p.shape[1]] for p, step in zip(matrices, filled, strict=True)]
-            torch._foreach_mul_(steps, [RMS * p.shape[1] ** 0.5 for p in matrices])
-            torch._foreach_add_(matrices, steps)
+            steps = orthogonal(side_by_side([move for _, move in pairs])).to(pairs[0][0].dtype) * -group["lr"]
+            for (p, _), step in zip(pairs, steps, strict=True):
+                p.add_(step[:, : p.shape[1]], alpha=RMS * p.shape[1] ** 0.5)
 
 
 def side_by_side(matrices: list[Tensor]) -> Tensor:

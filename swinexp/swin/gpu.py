@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from swinexp.mistake import first_line
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
 HEAD_DIMS = (16, 32, 64)
+CLOSE = 1e-2  # relative to the largest value: tf32's products are 1e-3 apart
 CONVOLVED = {"LINES": 4, "ROWS": 16, "CHANNELS": 32}  # of a map, that a program convolves at a time
 TRITON = importlib.util.find_spec("triton") is not None
 
@@ -38,23 +41,60 @@ def _has_kernels(index: int) -> bool:
 
 @cache
 def kernels_run(index: int) -> bool:
-    """Whether a GPU runs the kernels: it has to know bf16, and Triton builds them with a C compiler. Tried once.
+    """Whether a GPU runs the kernels: it has to know bf16, and Triton builds them with a C compiler. Tried once, and
+    what they give is compared with the plain code: how Triton compiles depends on its version and on the GPU.
 
     Where that fails, a line says why.
     """
     if not TRITON or torch.cuda.get_device_capability(index) < (8, 0):
         return False
     try:
-        device = torch.device("cuda", index)
-        _attend(torch.zeros(1, 16, 48, device=device), torch.zeros(1, 1, 16, 16, device=device), None, 1)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            apart = differences_tried(torch.device("cuda", index))
     except Exception as error:  # a compiler's, Triton's or torch's
         log.warning(
-            "the attention kernels cannot be built, so that this GPU takes a way that is slower: %s. "
+            "the kernels cannot be built, so that this GPU takes a way that is slower: %s. "
             "Triton wants a C compiler and Python's headers: apt install gcc python3-dev",
             first_line(error).rstrip("."),
         )
         return False
+    if not apart < CLOSE:
+        log.warning(
+            "the kernels give other values than the plain code (%.1e), so that this GPU takes the latter", apart
+        )
+        return False
     return True
+
+
+def differences_tried(device: torch.device) -> float:
+    """How far the kernels are from the plain code on the CPU, in outputs and all gradients of small inputs."""
+
+    def wave(*shape: int) -> Tensor:  # nothing is drawn: a run's seeds are its own
+        return torch.arange(math.prod(shape), dtype=torch.float32).mul(1.7).sin().view(shape).requires_grad_()
+
+    def plain_attention(qkv: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = qkv.view(2, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        return ((q @ k.mT / 4 + bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(F.conv2d(x.mT.unflatten(2, (4, 4)), weight, bias, padding=1, groups=32)).flatten(2).mT
+
+    apart = 0.0
+    for ours, plain, inputs in (
+        (lambda qkv, bias: attend(qkv, bias, None, 2), plain_attention, (wave(2, 16, 96), wave(2, 16, 16))),
+        (
+            lambda x, weight, bias: convolve(x, weight, bias, (4, 4), 4),
+            plain_convolution,
+            (wave(2, 16, 32), wave(32, 1, 3, 3), wave(32)),
+        ),
+    ):
+        there = tuple(each.detach().to(device).requires_grad_() for each in inputs)
+        expected, out = plain(*inputs), ours(*there)
+        gradients = torch.autograd.grad(expected.square().sum(), inputs)
+        theirs = (out, *torch.autograd.grad(out.square().sum(), there))
+        for one, other in zip((expected, *gradients), theirs, strict=True):
+            apart = max(apart, ((one - other.to(one.device)).abs().max() / one.abs().max()).nan_to_num(math.inf).item())
+    return apart
 
 
 def residual(x: Tensor) -> Tensor:
