@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinexp.swin import gpu
+from swinexp.swin import gpu, operators
 from swinexp.swin.layers import DepthwiseConv
 from swinexp.swin.windows import gather, inverse, placed, shift_mask, stage_order, window_order
 
@@ -79,7 +79,7 @@ def attention_differences(device: torch.device, dtype: torch.dtype) -> Iterator[
             for kernel in (True, False):
                 bias = table + mask[:, None] if mask.any() else table
                 if kernel:
-                    out = gpu.attend(qkv, bias, order if mask.any() else None, heads)
+                    out = operators.attend(qkv, bias, order if mask.any() else None, heads)
                 else:
                     out = plain_attention(qkv.float(), bias, order, heads).to(dtype)
                 results.append((out, *torch.autograd.grad(out, (qkv, table), y)))
@@ -97,7 +97,7 @@ def convolution_differences(device: torch.device, dtype: torch.dtype) -> Iterato
         results = []
         for kernel in (True, False):
             if kernel:
-                out = gpu.convolve(*inputs, layer.grid, layer.window)
+                out = operators.convolve(*inputs, layer.grid, layer.window)
             else:
                 rows = gather(x.float(), layer.back, layer.order).unflatten(1, layer.grid).permute(0, 3, 1, 2)
                 rows = F.gelu(layer.conv(rows)).permute(0, 2, 3, 1).flatten(1, 2)
@@ -114,7 +114,7 @@ def compile_kernels(capability: int) -> list[str]:
     from swinexp.swin import kernels
 
     tiles = {"N": 3, "D": 32, "T": 16, "W": 4, "ROWS": 64, "MOVED": True, "SHIFTED": True, "PRECISION": "ieee"}
-    maps = {"H": 14, "W": 14, "S": 7, "C": 96, "WIDTH": 16, **gpu.CONVOLVED}
+    maps = {"H": 14, "W": 14, "S": 7, "C": 96, "WIDTH": 16, **operators.CONVOLVED}
     numbers = dict.fromkeys(("windows", "loops", "period", "G", "P", "images"), "i32") | {"scale": "fp32"}
     others = {"weight": "*fp32", "bias": "*fp32", "to_bias": "*fp32", "sums": "*fp32", "order": "*i64"}
     done = []

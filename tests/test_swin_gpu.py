@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swinexp.config import typed
-from swinexp.swin import gpu
+from swinexp.swin import gpu, operators
 from swinexp.train import build_model
 from tests.conftest import config, network
 from tests.kernels import MAPS, WINDOWS, check_operators, compile_kernels, differences
@@ -88,7 +88,9 @@ def test_gradients_are_the_same_bits_each_time() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(64, 256, 288, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     bias = torch.randn(3, 16, 16, device="cuda", requires_grad=True)
-    first, second = (torch.autograd.grad(gpu.attend(qkv, bias, None, 3).square().sum(), (qkv, bias)) for _ in range(2))
+    first, second = (
+        torch.autograd.grad(operators.attend(qkv, bias, None, 3).square().sum(), (qkv, bias)) for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinexp.swin import gpu
-from swinexp.swin.cpu import attend, by_hand
+from swinexp.swin import operators
+from swinexp.swin.cpu import by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
@@ -121,7 +121,7 @@ class WindowAttention(nn.Module):
         if self.has_kernel and by_hand(x):
             bias = self.score_bias(mask)
             assert bias is not None
-            return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
+            return self.proj(operators.attend(self.qkv(x), bias.contiguous(), self.heads))
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))
@@ -133,7 +133,7 @@ class WindowAttention(nn.Module):
         """
         bias = self.score_bias(mask)
         assert bias is not None
-        return self.proj(gpu.attend(self.qkv(x), bias, order, self.heads))
+        return self.proj(operators.attend(self.qkv(x), bias, order, self.heads))
 
 
 def _near_identity(size: int, noise: float, identity: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Triton kernels, which `gpu` launches: attention within windows, and a depthwise convolution, where the tokens lie.
+"""Triton kernels, which `operators` launches: attention and convolution of tokens that stay where they lie.
 
 A module of its own, so that triton is imported where there is a GPU only.
 """

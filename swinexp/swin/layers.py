@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinexp.swin.cpu import add_to, by_hand
-from swinexp.swin.gpu import convolve, on_gpu, residual
+from swinexp.swin.gpu import on_gpu, residual
+from swinexp.swin.operators import convolve
 from swinexp.swin.windows import gather, inverse, stage_order
 
 

@@ -1,0 +1,202 @@
+"""The kernels as operators of torch, which autograd, `torch.compile` and CUDA graphs take as any others.
+
+Launched here, written in `kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
+PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
+CONVOLVED = {"LINES": 4, "ROWS": 16, "CHANNELS": 32}  # of a map, that a program convolves at a time
+
+
+def _tiling(images: int, places: int, tokens: int, heads: int) -> tuple[int, int, int, int]:
+    """Windows of a tile, tiles until the same windows of an image come again, tiles of a program, and programs.
+
+    A tile's windows are some of an image's, or those of several images.
+    """
+    G = places // tokens
+    each = next(n for n in range(TILE // tokens, 0, -1) if G % n == 0 or n % G == 0)
+    period = max(1, G // each)
+    tiles = -(-images * G // (each * period))
+    loops = max(1, -(-tiles * period * heads // PROGRAMS))
+    return each, period, loops, -(-tiles // loops) * period
+
+
+def _rows(tokens: int, each: int) -> int:
+    return max(16, 1 << (tokens * each - 1).bit_length())
+
+
+def _stages(values: Tensor, channels: int) -> int:
+    """Tiles on their way to a multiprocessor at a time: one of wide heads or in fp32, since a small GPU has 99 KB."""
+    return 3 if values.element_size() * channels <= 64 else 1
+
+
+def _precision() -> str:
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@torch.library.custom_op("swinexp::attend", mutates_args=())
+def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+    from swinexp.swin import kernels
+
+    qkv, bias = qkv.contiguous(), bias.contiguous()
+    B, P, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    T = bias.shape[-1]
+    out = qkv.new_empty(B, P, C)
+    each, period, loops, programs = _tiling(B, P, T, heads)
+    with torch.cuda.device_of(qkv):  # Triton launches on the current one
+        kernels.attention[programs, heads](
+            qkv, bias, bias if order is None else order, out, B * (P // T), loops, period,
+            (C // heads) ** -0.5, P // T, P,
+            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
+        )  # fmt: skip
+    return out
+
+
+@_attend.register_fake
+def _(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:  # noqa: ARG001
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+
+
+@torch.library.custom_op("swinexp::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient: Tensor, qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor]:
+    from swinexp.swin import kernels
+
+    gradient, qkv, bias = gradient.contiguous(), qkv.contiguous(), bias.contiguous()
+    B, P, C = gradient.shape
+    T = bias.shape[-1]
+    G = P // T
+    each, period, loops, programs = _tiling(B, P, T, heads)
+    to_qkv = torch.empty_like(qkv)
+    parts = bias.new_empty(programs // period, period, heads, each, T, T)
+    with torch.cuda.device_of(qkv):  # Triton launches on the current one
+        kernels.attention_backward[programs, heads](
+            qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
+            (C // heads) ** -0.5, G, P,
+            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
+            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
+        )  # fmt: skip
+    to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
+    return to_qkv, to_bias.reshape(-1, len(bias), heads, T, T).sum(0).contiguous()
+
+
+@_attend_backward.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    _, qkv, bias, _, _ = inputs
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    qkv, bias, order, ctx.heads = inputs
+    ctx.save_for_backward(qkv, bias, order)
+
+
+def _attend_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    to_qkv, to_bias = _attend_backward(gradient, *ctx.saved_tensors, ctx.heads)
+    return to_qkv, to_bias, None, None
+
+
+_attend.register_autograd(_attend_gradients, setup_context=_keep)
+
+
+def attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+    """Scaled dot-product attention within windows, whose tokens stay where they are.
+
+    (B, P, 3C), (N, T, T) or (G, N, T, T) added to the scores, and where each window's tokens are (P,) unless they
+    follow one another -> (B, P, C). What is needed of softmax for the gradients is computed again.
+    """
+    out: Tensor = _attend(qkv, bias if bias.dim() == 4 else bias[None], order, heads)
+    return out
+
+
+def _groups(B: int, height: int, width: int) -> tuple[dict[str, int], int]:
+    """How a program sees maps: ROWS tokens of a line, which are WIDTH of each of some images, and LINES lines; and how
+    many such groups there are."""
+    across = min(CONVOLVED["ROWS"], 1 << (width - 1).bit_length())
+    images = CONVOLVED["ROWS"] // across
+    lines = -(-height // CONVOLVED["LINES"])
+    return {**CONVOLVED, "WIDTH": across}, -(-B // images) * lines * -(-width // across)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int) -> Tensor:
+    from swinexp.swin import kernels
+
+    B, _, C = x.shape
+    out = torch.empty_like(x)
+    tile, groups = _groups(B, height, width)
+    with torch.cuda.device_of(x):
+        kernels.convolution[groups, -(-C // tile["CHANNELS"])](
+            x, weight, weight if bias is None else bias, out, B,
+            GELU=bias is not None, H=height, W=width, S=window, C=C, **tile,
+        )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("swinexp::convolve", mutates_args=())
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int) -> Tensor:
+    return _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window)
+
+
+@_convolve.register_fake
+def _(*inputs: Any) -> Tensor:
+    return inputs[0].new_empty(inputs[0].shape)
+
+
+@torch.library.custom_op("swinexp::convolve_backward", mutates_args=())
+def _convolve_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
+) -> tuple[Tensor, Tensor]:
+    from swinexp.swin import kernels
+
+    gradient, x, weight, bias = gradient.contiguous(), x.contiguous(), weight.contiguous(), bias.contiguous()
+    B, _, C = x.shape
+    before = torch.empty_like(x)
+    tile, groups = _groups(B, height, width)
+    columns = -(-C // tile["CHANNELS"])
+    loops = -(-groups * columns // (2 * PROGRAMS))
+    chunks = -(-groups // loops)
+    sums = torch.empty(chunks, 10, C, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        kernels.convolution_backward[chunks, columns](
+            x, weight, bias, gradient, before, sums, B, loops, H=height, W=width, S=window, C=C, **tile
+        )
+    return _convolution(before, weight, None, height, width, window), sums.sum(0)
+
+
+@_convolve_backward.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    x = inputs[1]
+    return x.new_empty(x.shape), x.new_empty(10, x.shape[2], dtype=torch.float32)
+
+
+def _keep_convolved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:3])
+    ctx.map = inputs[3:]
+
+
+def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    to_x, sums = _convolve_backward(gradient, *ctx.saved_tensors, *ctx.map)
+    sums = sums.to(ctx.saved_tensors[1].dtype)
+    return to_x, sums[:9], sums[9], None, None, None
+
+
+_convolve.register_autograd(_convolve_gradients, setup_context=_keep_convolved)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """GELU of a 3×3 convolution of each channel, of tokens that stay where they are.
+
+    (B, P, C), (C, 1, 3, 3), (C,), and the map whose tokens lie window by window (row by row: a window as wide as the
+    map) -> (B, P, C). What was before GELU is computed again for the gradients.
+    """
+    out: Tensor = _convolve(x, weight.flatten(1).t(), bias, *grid, window)
+    return out
