@@ -121,7 +121,7 @@ class WindowAttention(nn.Module):
         if self.has_kernel and by_hand(x):
             bias = self.score_bias(mask)
             assert bias is not None
-            return self.proj(operators.attend(self.qkv(x), bias.contiguous(), self.heads))
+            return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
         q, k, v = self.qkv_heads(x)
         # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
         return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))
