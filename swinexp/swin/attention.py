@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinexp.swin import operators
-from swinexp.swin.cpu import by_hand
+from swinexp.swin.cpu import attend, by_hand
 from swinexp.swin.options import Attention
 from swinexp.swin.windows import log_spaced_offsets, relative_position_index
 
