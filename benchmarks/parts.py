@@ -93,7 +93,8 @@ def main() -> None:
     if options.kernels and device.type == "cuda":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             epoch()
-        rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
+        rows = [row for row in profile.key_averages() if row.self_device_time_total > 0 and not row.is_user_annotation]
+        rows.sort(key=lambda row: -row.self_device_time_total)
         total = sum(row.self_device_time_total for row in rows)
         count = sum(row.count for row in rows)
         print(f"kernels: {total / 1e3 / options.steps:.2f} ms and {count / options.steps:.0f} launches a step")

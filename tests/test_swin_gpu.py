@@ -50,7 +50,7 @@ def test_the_kernels_compile_without_a_gpu(capability: int, tmp_path: Path, monk
 @needs_gpu
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_the_kernels_compute_it_on_a_gpu(dtype: torch.dtype, most: float) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     apart = dict(differences(torch.device("cuda"), dtype))
     assert len(apart) == CASES
     assert all(value < most for value in apart.values()), apart

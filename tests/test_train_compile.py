@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from swinexp.mistake import Mistake
 from swinexp.optim import set_lr
+from swinexp.optim.muon import MuonAdamW
 from swinexp.train import build_model, build_state, compile_model, prepare, train
 from swinexp.train.devices import COMPILE_PAYS, captures, compiles
 from swinexp.train.graph import CapturedUpdate
@@ -87,6 +89,40 @@ def test_recording_an_optimizers_step_leaves_no_trace(name: str) -> None:
         for value, other in zip(after, captured, strict=True):
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
     assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_optimizers_step_that_cannot_be_taken_leaves_no_trace(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            """It has nothing to do."""
+
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    run = small_run(*STRONG, "optimizer=muon", "trainer.device=cpu")
+    model, _ = prepare(run)
+    optimizer = build_state(run, model, 4).optimizer
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    if begun:
+        optimizer.step()
+    before = [value.clone() for value in (*model.parameters(), *tensors(optimizer))]
+    assert isinstance(optimizer, MuonAdamW)
+    assert optimizer.rest is not None
+
+    def full() -> None:
+        state = optimizer.state[next(iter(model.patch_embed.parameters()))]
+        state.setdefault("step", torch.zeros(())).add_(1)  # and, of a state that was not there yet, no more of it
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(optimizer.rest, "step", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        CapturedUpdate(optimizer)
+    after = [*model.parameters(), *tensors(optimizer)]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    monkeypatch.undo()
+    optimizer.step()
 
 
 def tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -156,7 +156,7 @@ def _place(group, H: tl.constexpr, W: tl.constexpr, LINES: tl.constexpr, WIDTH: 
     return image, group // columns % lines * LINES, group % columns * WIDTH + lane % WIDTH
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])  # or an epoch's last batch would be compiled for
 def convolution(
     x, weight, bias, out, images, GELU: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
@@ -182,7 +182,7 @@ def convolution(
         tl.store(out + at, values[line].to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "loops"])
 def convolution_backward(
     x, weight, bias, to_out, before, sums, images, loops,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr,

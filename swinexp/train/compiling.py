@@ -70,6 +70,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
 def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:
     """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
     device, batch_size = dataset.mean.device, run.trainer.batch_size
+    state.captured = state.update = None
     restore = restoring(dict(state.model.named_buffers()))  # of a BatchNorm
     batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
     mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)

@@ -5,6 +5,7 @@ pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from swinexp.optim import reading_lr
 Gradients = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 WARM_UP = 2  # calls before the capture, in which libraries choose and allocate what they need
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream that is recorded on: one, for cuBLAS keeps memory of its own for each."""
+    return torch.cuda.Stream(device)
 
 
 class Captured:
@@ -35,7 +42,7 @@ class Captured:
     ) -> None:
         self.inputs = (images.clone(), labels.clone(), None if factors is None else factors.clone())
         self.graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(images.device), torch.cuda.current_stream(images.device)
+        stream, current = _beside(images.device), torch.cuda.current_stream(images.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):  # autograd has to know the parameters by this stream alone
             for _ in range(WARM_UP):
@@ -71,16 +78,26 @@ class CapturedUpdate:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         device = parameters[0].device
         self.lrs = [torch.tensor(group["lr"], dtype=torch.float32, device=device) for group in optimizer.param_groups]
-        before = {id(each): each.detach().clone() for each in (*parameters, *self._state())}
+        before = [(each, each.detach().clone()) for each in (*parameters, *self._state())]
+        begun = set(optimizer.state)
         self.graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream, current = _beside(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream), reading_lr(optimizer, self.lrs):
-            optimizer.step()
-        current.wait_stream(stream)
-        with torch.no_grad():
-            for each in (*parameters, *self._state()):
-                each.copy_(before[id(each)]) if id(each) in before else each.zero_()
+        try:
+            with torch.cuda.stream(stream), reading_lr(optimizer, self.lrs):
+                optimizer.step()
+        except BaseException:
+            for p in {*optimizer.state} - begun:  # whose state may be half made
+                del optimizer.state[p]
+            raise
+        finally:
+            current.wait_stream(stream)
+            with torch.no_grad():
+                for p in {*optimizer.state} - begun:
+                    for each in optimizer.state[p].values():
+                        each.zero_()
+                for each, value in before:
+                    each.copy_(value)
         try:
             with torch.cuda.graph(self.graph, stream=stream), reading_lr(optimizer, self.lrs):
                 optimizer.step()
