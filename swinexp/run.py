@@ -39,6 +39,7 @@ from swinexp import CONF, SWEEPS, nothing_begun
 from swinexp.explain import (
     NO_SUCH_FOLDER,
     OF_A_SWEEP,
+    check_best,
     check_files,
     check_flags,
     check_options,
@@ -200,9 +201,10 @@ def compose(arguments: list[str], *flags: str) -> DictConfig:
     known = ("--config-dir=FOLDER", "--config-name=best", *flags, "--help")
     parser = _Flags(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--config-name", "-cn")
     where, overrides = parser.parse_known_args(arguments)
     check_flags(arguments, [each for each in overrides if each.startswith("-")], known)
+    check_best(where.config_dir, where.config_name)
     check_single(overrides)
     check_options(overrides)
     check_files(overrides)
@@ -214,7 +216,7 @@ def compose(arguments: list[str], *flags: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         GlobalHydra.instance().clear()
         Hydra.create_main_hydra2("swinexp", places)  # as `hydra.main` does
-        cfg = hydra.compose(where.config_name, overrides)
+        cfg = hydra.compose(where.config_name or "config", overrides)
     if OmegaConf.is_interpolation(cfg, "name"):  # of what only a run has
         cfg.name = run_name(overrides)
     return cfg
@@ -301,7 +303,9 @@ def cli() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: None)  # before training begins there is nothing to save
     began = time.time() - 1  # a file system's clock may be coarse
     with reported(sys.argv[1:]), started():
-        check_flags(sys.argv[1:], get_args_parser().parse_known_args(sys.argv[1:])[1])
+        given, unknown = get_args_parser().parse_known_args(sys.argv[1:])
+        check_flags(sys.argv[1:], unknown)
+        check_best(given.config_dir, given.config_name)
         check_files(sys.argv[1:])
         try:
             main()

@@ -176,6 +176,18 @@ def test_a_config_of_values_is_told_from_one_of_options(
         assert line.endswith(f". Type {instead}")
 
 
+def test_a_folders_best_config_is_not_left_aside_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a sweep").mkdir()
+    Path("a sweep/best.yaml").write_text("defaults: [config, _self_]\n")
+    for flags in (["--config-dir=a sweep"], ["--config-dir", "a sweep"], ["-cd", "a sweep"]):
+        line = refused([*flags, "model=nano"], capsys, monkeypatch)
+        assert line.startswith("--config-dir=a sweep: the best.yaml there is read where it is named")
+        assert "Type --config-dir='a sweep' --config-name=best, or --config-name=config" in line
+
+
 INDENTED = "Write KEY: VALUE, indented with spaces as the lines beside it"
 
 

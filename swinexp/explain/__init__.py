@@ -5,7 +5,7 @@
 
 from swinexp.explain.conf import NAMED, settings
 from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, NO_SUCH_FOLDER, OF_A_SWEEP, explain
-from swinexp.explain.files import check_files, slip
+from swinexp.explain.files import check_best, check_files, slip
 from swinexp.explain.line import check_flags, check_options, check_single
 from swinexp.explain.override import no_constraint, no_option
 
@@ -15,6 +15,7 @@ __all__ = [
     "NO_SUBMITIT",
     "NO_SUCH_FOLDER",
     "OF_A_SWEEP",
+    "check_best",
     "check_files",
     "check_flags",
     "check_options",

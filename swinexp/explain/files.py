@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def check_files(arguments: Sequence[str]) -> None:
                 raise Mistake(_not_overridden(path, of, value))
         if group == "sweep" and not others:  # which would bring what this file lacks
             _check_sweep(path, content.get("hydra") or {}, list(named), arguments)
+
+
+def check_best(config_dir: str | None, config_name: str | None) -> None:
+    """Raise `Mistake` where a folder is given whose best.yaml is not asked for: the default config would be read."""
+    if config_dir is not None and config_name is None and Path(config_dir, "best.yaml").is_file():
+        told = "the best.yaml there is read where it is named, and else swinexp's own config"
+        instead = f"--config-dir={shlex.quote(config_dir)} --config-name=best, or --config-name=config for the latter"
+        raise Mistake(f"--config-dir={config_dir}: {told}. Type {instead}")
 
 
 def _not_overridden(path: Path, group: str, option: object) -> str:
