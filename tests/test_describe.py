@@ -123,6 +123,7 @@ def test_it_reads_files_that_a_run_reads(flags: list[str], tmp_path: Path, monke
     assert typed(compose([*flags, "--config-name", "best", "model=tiny"])).model.dim == run.model.dim  # ours is first
     (tmp_path / "my" / "best.yaml").write_text("defaults:\n- config\n- _self_\nname: best-of-all\n")
     assert typed(compose([*flags, "--config-name", "best", "model=tiny"])).name == "best-of-all"
+    (tmp_path / "my" / "study.json").write_text("{}")  # a sweep's
     with pytest.raises(Mistake, match=r"^--config-dir=my: the best\.yaml there is read where it is named"):
         compose([*flags, "model=tiny"])
     assert typed(compose([*flags, "--config-name=config"])).name != "best-of-all"

@@ -182,6 +182,7 @@ def test_a_folders_best_config_is_not_left_aside_without_a_word(
     monkeypatch.chdir(tmp_path)
     Path("a sweep").mkdir()
     Path("a sweep/best.yaml").write_text("defaults: [config, _self_]\n")
+    Path("a sweep/study.json").write_text("{}")
     for flags in (["--config-dir=a sweep"], ["--config-dir", "a sweep"], ["-cd", "a sweep"]):
         line = refused([*flags, "model=nano"], capsys, monkeypatch)
         assert line.startswith("--config-dir=a sweep: the best.yaml there is read where it is named")

@@ -39,8 +39,10 @@ def check_files(arguments: Sequence[str]) -> None:
 
 
 def check_best(config_dir: str | None, config_name: str | None) -> None:
-    """Raise `Mistake` where a folder is given whose best.yaml is not asked for: the default config would be read."""
-    if config_dir is not None and config_name is None and Path(config_dir, "best.yaml").is_file():
+    """Raise `Mistake` where a sweep's folder is given and not its best.yaml: the default config would be read."""
+    if config_dir is None or config_name is not None:
+        return
+    if all(Path(config_dir, each).is_file() for each in ("study.json", "best.yaml")):
         told = "the best.yaml there is read where it is named, and else swinexp's own config"
         instead = f"--config-dir={shlex.quote(config_dir)} --config-name=best, or --config-name=config for the latter"
         raise Mistake(f"--config-dir={config_dir}: {told}. Type {instead}")
