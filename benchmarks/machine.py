@@ -23,3 +23,9 @@ def machine(device: torch.device, cpu: str | None = None) -> dict[str, str]:
 def first_line(about: dict[str, str]) -> str:
     """`machine` as a benchmark begins with it."""
     return f"{about['date']}  {about['device']}  torch {about['torch']}  Python {about['python']}"
+
+
+def waited(device: torch.device) -> None:
+    """What was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

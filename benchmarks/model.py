@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import first_line, machine
+from machine import first_line, machine, waited
 from torch import Tensor, nn
 
 from swinexp.config import typed
@@ -106,15 +106,13 @@ def inference(
     return step
 
 
-def timed(step: Callable[[], None], count: int, device: torch.device) -> float:
+def timed(step: Callable[[], object], count: int, device: torch.device) -> float:
     """Seconds for `count` steps."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    waited(device)
     began = time.perf_counter()
     for _ in range(count):
         step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    waited(device)
     return time.perf_counter() - began
 
 

@@ -15,22 +15,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import first_line, machine
-from pipeline import pictures
+from machine import first_line, machine, waited
+from pipeline import built, pictures, trains
 
 from swinexp.config import typed
-from swinexp.data import Dataset
-from swinexp.data.splits import mean_std
 from swinexp.run import compose
-from swinexp.train import build_model, compile_model, pick_device, settle, train_epoch
+from swinexp.train import pick_device
 from swinexp.train.batches import batches
-from swinexp.train.state import build_state
 from swinexp.train.step import clipped
-
-
-def waited(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def timed(part: Callable[[], object], times: int, device: torch.device) -> tuple[float, float]:
@@ -53,17 +45,9 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     run = typed(compose([*options.overrides, "data=cifar10"]))
     device, batch_size = pick_device(run.trainer), run.trainer.batch_size
-    settle(run.trainer, device)
     print(first_line(machine(device)))
-    split = pictures(options.steps * batch_size)
-    classes = [str(number) for number in range(10)]
-    dataset = Dataset(classes, split, split[:128], None, *mean_std(split.images)).to(device)
-    state = build_state(run, build_model(run, 10).to(device), options.steps)
-    seconds = compile_model(run, state, dataset)
-
-    def epoch() -> None:
-        state.step = 0  # the same epoch again: its history stays empty
-        train_epoch(run, state, dataset)
+    state, dataset, seconds = built(run, pictures(options.steps * batch_size), device)
+    epoch = trains(run, state, dataset)
 
     def augmentation() -> None:
         state.step = 0

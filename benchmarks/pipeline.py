@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from machine import first_line, machine
+from model import timed
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
@@ -39,7 +40,7 @@ from swinexp.data import Dataset, Split
 from swinexp.data.splits import mean_std
 from swinexp.run import compose
 from swinexp.train import build_model, compile_model, settle, train_epoch
-from swinexp.train.state import build_state
+from swinexp.train.state import State, build_state
 
 Epoch = Callable[[], object]
 
@@ -59,19 +60,27 @@ def described(options: argparse.Namespace, batch: int) -> Run:
     return typed(compose([*same, *parts, "data=cifar10", f"trainer.batch_size={batch}", compiled]))
 
 
-def ours(run: Run, split: Split, device: torch.device) -> Epoch:
+def built(run: Run, split: Split, device: torch.device) -> tuple[State, Dataset, float | None]:
+    """All that a run trains with, and the seconds of what it does before its first step."""
     settle(run.trainer, device)
     classes = [str(number) for number in range(10)]
     dataset = Dataset(classes, split, split[:128], None, *mean_std(split.images)).to(device)
     model = build_model(run, 10).to(device)
     state = build_state(run, model, len(split) // run.trainer.batch_size)
-    compile_model(run, state, dataset)
+    return state, dataset, compile_model(run, state, dataset)
 
+
+def trains(run: Run, state: State, dataset: Dataset) -> Epoch:
     def epoch() -> None:
         state.step = 0  # the same epoch again: its history stays empty
         train_epoch(run, state, dataset)
 
     return epoch
+
+
+def ours(run: Run, split: Split, device: torch.device) -> Epoch:
+    state, dataset, _ = built(run, split, device)
+    return trains(run, state, dataset)
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -137,17 +146,6 @@ def script(run: Run, split: Split, device: torch.device, workers: int, compiled:
     return epoch
 
 
-def timed(epoch: Epoch, device: torch.device) -> float:
-    """Seconds of an epoch."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    epoch()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 class Trainer:
     """One of the two, in a process of its own; `epoch` trains one there, and returns its seconds."""
 
@@ -178,7 +176,7 @@ def _train(asked: Connection, variant: str, options: argparse.Namespace, batch: 
     )
     first = time.perf_counter() - began  # compiling among it
     while asked.recv():
-        asked.send(first + timed(epoch, device))
+        asked.send(first + timed(epoch, 1, device))
         first = 0.0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swinexp.swin.cpu import add_to, by_hand
 from swinexp.swin.gpu import on_gpu, residual
 from swinexp.swin.operators import convolve
-from swinexp.swin.windows import gather, inverse, stage_order
+from swinexp.swin.windows import fits, gather, inverse, stage_order
 
 
 def build_norm(kind: str, dim: int, eps: float) -> nn.Module:
@@ -85,8 +85,7 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, dim: int, grid: tuple[int, int], window: int) -> None:
         super().__init__()
-        whole = grid[0] % window == 0 and grid[1] % window == 0
-        self.grid, self.window = grid, window if whole else grid[1]  # as `stage_order` has it
+        self.grid, self.window = grid, window if fits(*grid, window) else grid[1]  # row by row, as `stage_order` has it
         order = stage_order(*grid, window)
         self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
         self.register_buffer("order", order, persistent=False)
@@ -94,7 +93,8 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C), in the stage's order"""
-        if on_gpu(x) and self.conv.bias is not None:
+        if on_gpu(x):
+            assert self.conv.bias is not None
             return convolve(x, self.conv.weight, self.conv.bias, self.grid, self.window)
         rows = gather(x, self.back, self.order).unflatten(1, self.grid)  # (B, H, W, C)
         rows = self.conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

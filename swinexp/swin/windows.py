@@ -36,8 +36,12 @@ def window_order(height: int, width: int, window: int, shift: tuple[int, int] = 
 
 def stage_order(height: int, width: int, window: int) -> Tensor:
     """(P,): the order in which a stage keeps its tokens: window by window, or row by row where windows overhang."""
-    whole = height % window == 0 and width % window == 0
-    return window_order(height, width, window) if whole else torch.arange(height * width)
+    return window_order(height, width, window) if fits(height, width, window) else torch.arange(height * width)
+
+
+def fits(height: int, width: int, window: int) -> bool:
+    """Whether windows cover a map without overhanging it."""
+    return height % window == 0 and width % window == 0
 
 
 def merge_order(height: int, width: int, shift: tuple[int, int] = (0, 0)) -> Tensor:

@@ -4,7 +4,8 @@ pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -21,6 +22,29 @@ WARM_UP = 2  # calls before the capture, in which libraries choose and allocate 
 def _beside(device: torch.device) -> torch.cuda.Stream:
     """The stream that is recorded on: one, for cuBLAS keeps memory of its own for each."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _warming_up(device: torch.device) -> Iterator[None]:
+    """While the block lasts, work goes to the stream that is recorded on, after what was asked for before."""
+    stream, current = _beside(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
+
+
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """While the block lasts, work is recorded rather than done."""
+    current = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, stream=_beside(device)):
+            yield
+    finally:
+        torch.cuda.set_stream(current)  # which torch leaves changed where recording fails
 
 
 class Captured:
@@ -42,17 +66,11 @@ class Captured:
     ) -> None:
         self.inputs = (images.clone(), labels.clone(), None if factors is None else factors.clone())
         self.graph = torch.cuda.CUDAGraph()
-        stream, current = _beside(images.device), torch.cuda.current_stream(images.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):  # autograd has to know the parameters by this stream alone
+        with _warming_up(images.device):  # autograd has to know the parameters by this stream alone
             for _ in range(WARM_UP):
                 gradients(*self.inputs)
-        current.wait_stream(stream)
-        try:
-            with torch.cuda.graph(self.graph, stream=stream):
-                self.outputs = gradients(*self.inputs)
-        finally:
-            torch.cuda.set_stream(current)  # which torch leaves changed where recording fails
+        with _recording(self.graph, images.device):
+            self.outputs = gradients(*self.inputs)
         self.gradients = [(p, p.grad) for p in parameters]
 
     def __call__(self, images: Tensor, labels: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -78,35 +96,26 @@ class CapturedUpdate:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         device = parameters[0].device
         self.lrs = [torch.tensor(group["lr"], dtype=torch.float32, device=device) for group in optimizer.param_groups]
-        before = [(each, each.detach().clone()) for each in (*parameters, *self._state())]
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        before = [(each, each.detach().clone()) for each in (*parameters, *state)]
         begun = set(optimizer.state)
         self.graph = torch.cuda.CUDAGraph()
-        stream, current = _beside(device), torch.cuda.current_stream(device)
-        stream.wait_stream(current)
         try:
-            with torch.cuda.stream(stream), reading_lr(optimizer, self.lrs):
+            with _warming_up(device), reading_lr(optimizer, self.lrs):
                 optimizer.step()
         except BaseException:
             for p in {*optimizer.state} - begun:  # whose state may be half made
                 del optimizer.state[p]
             raise
         finally:
-            current.wait_stream(stream)
             with torch.no_grad():
                 for p in {*optimizer.state} - begun:
                     for each in optimizer.state[p].values():
                         each.zero_()
                 for each, value in before:
                     each.copy_(value)
-        try:
-            with torch.cuda.graph(self.graph, stream=stream), reading_lr(optimizer, self.lrs):
-                optimizer.step()
-        finally:
-            torch.cuda.set_stream(current)  # which torch leaves changed where recording fails
-
-    def _state(self) -> list[Tensor]:
-        values = (value for state in self.optimizer.state.values() for value in state.values())
-        return [value for value in values if isinstance(value, Tensor)]
+        with _recording(self.graph, device), reading_lr(optimizer, self.lrs):
+            optimizer.step()
 
     def __call__(self) -> None:
         """Move every parameter."""
