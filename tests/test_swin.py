@@ -12,7 +12,16 @@ from swinexp.mistake import Mistake
 from swinexp.swin import Model, Patch, Swin, Window, check_fit
 from swinexp.swin.inside import attention_maps
 from swinexp.swin.layers import DropPath
-from swinexp.swin.windows import from_windows, inverse, shift_mask, stage_order, to_windows
+from swinexp.swin.windows import (
+    from_table,
+    from_windows,
+    inverse,
+    pairs_by_offset,
+    relative_position_index,
+    shift_mask,
+    stage_order,
+    to_windows,
+)
 from tests.conftest import network, small_run
 
 
@@ -120,6 +129,16 @@ def test_windows_round_trip(height: int, width: int, window: int) -> None:
     assert windows.shape == (2, height * width // window**2, window**2, 5)
     assert torch.equal(from_windows(windows, window, height), x)
     assert torch.equal(windows[0, 0], x[0, :window, :window].reshape(-1, 5))
+
+
+@pytest.mark.parametrize("window", [1, 2, 7])
+def test_a_bias_tables_gradient_is_autograds(window: int) -> None:
+    index, pairs = relative_position_index(window), pairs_by_offset(window)
+    table = torch.randn((2 * window - 1) ** 2, 3, dtype=torch.double, requires_grad=True)
+    plain, ours = table[index].permute(2, 0, 1), from_table(table, index, pairs)
+    assert torch.equal(ours, plain)
+    y = torch.randn_like(plain)
+    torch.testing.assert_close(torch.autograd.grad(ours, table, y), torch.autograd.grad(plain, table, y))
 
 
 def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:

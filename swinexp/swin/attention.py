@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swinexp.swin import operators
 from swinexp.swin.cpu import attend, by_hand
 from swinexp.swin.options import Attention
-from swinexp.swin.windows import log_spaced_offsets, relative_position_index
+from swinexp.swin.windows import from_table, log_spaced_offsets, pairs_by_offset, relative_position_index
 
 POSITION_HIDDEN = 512  # width of the network that makes the continuous bias, as in Swin V2's code
 MIMETIC_QK = (0.7, 0.7)  # of the noise and the identity in q·k, and in v·proj, as its paper has them for CIFAR-10
@@ -33,6 +33,7 @@ class WindowAttention(nn.Module):
     """
 
     relative_position_index: Tensor
+    pairs: Tensor
     relative_coords_table: Tensor
 
     def __init__(self, dim: int, heads: int, window: int, attention: Attention, norm_eps: float) -> None:
@@ -58,15 +59,16 @@ class WindowAttention(nn.Module):
             )
             self.register_buffer("relative_coords_table", log_spaced_offsets(window), persistent=False)
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.register_buffer("pairs", pairs_by_offset(window), persistent=False)
 
     def position_bias(self) -> Tensor | None:
         """(N, T, T), added to the scores"""
         if self.attention.position_bias == "none":
             return None
         if self.attention.position_bias == "table":
-            return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+            return from_table(self.relative_position_bias_table, self.relative_position_index, self.pairs)
         table: Tensor = self.cpb_mlp(self.relative_coords_table)
-        return 16 * table[self.relative_position_index].permute(2, 0, 1).sigmoid()
+        return 16 * from_table(table, self.relative_position_index, self.pairs).sigmoid()
 
     def score_bias(self, mask: Tensor | None) -> Tensor | None:
         """What is added to the scores, position and mask together: (N, T, T), (G, N, T, T), (G, 1, T, T) or nothing"""

@@ -107,6 +107,37 @@ def relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
+def pairs_by_offset(window: int) -> Tensor:
+    """((2·window - 1)², T): for each row of the bias table, which pairs of T² take it; T² where there are fewer."""
+    index = relative_position_index(window).flatten()
+    at = torch.argsort(index, stable=True)
+    counts = index.bincount()
+    within = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index[at]]
+    pairs = torch.full((len(counts), window**2), len(index))
+    pairs[index[at], within] = at
+    return pairs
+
+
+class _FromTable(torch.autograd.Function):
+    """A row's gradient is gathered from the pairs that took it, where autograd would sort all pairs by their row."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(pairs)
+        return table[index]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (pairs,) = ctx.saved_tensors
+        return F.pad(gradients[0].flatten(0, 1), (0, 0, 0, 1))[pairs].sum(1), None, None
+
+
+def from_table(table: Tensor, index: Tensor, pairs: Tensor) -> Tensor:
+    """((2·window - 1)², N), `relative_position_index` and `pairs_by_offset` -> (N, T, T)"""
+    out: Tensor = _FromTable.apply(table, index, pairs)
+    return out.permute(2, 0, 1)
+
+
 def shift_mask(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
     """(G, T, T), added to the scores of a shifted map: -inf between tokens that only the shift brought together.
 
