@@ -7,7 +7,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,66 @@ def test_tokens_stay_in_bf16(changes: list[str], monkeypatch: pytest.MonkeyPatch
         torch.set_autocast_dtype("cuda", before[1])
     assert kinds
     assert set(kinds) == {torch.bfloat16}
+
+
+class Recorder:
+    """In a kernel's place: what it is compiled for, and launched with."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+        self.compiled: list[object] = []
+        self.launched: list[object] = []
+
+    def warmup(self, *given: object, grid: tuple[int, int], **constants: object) -> None:
+        self.compiled.append((given, grid, constants))
+
+    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+        def launch(*arguments: object, **constants: object) -> None:
+            given = tuple(each.dtype if isinstance(each, torch.Tensor) else each for each in arguments)
+            self.launched.append((given, grid, constants))
+
+        return launch
+
+
+@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+def test_kernels_are_compiled_while_a_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swinexp.swin import kernels
+
+    recorders = {
+        name: Recorder(name) for name in ("attention", "attention_backward", "convolution", "convolution_backward")
+    }
+    for name, recorder in recorders.items():
+        monkeypatch.setattr(kernels, name, recorder)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(operators, "_being_compiled", {})
+
+    def calls(device: str) -> None:
+        def bf16(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.bfloat16, device=device)
+
+        bias, order = torch.zeros(16, 3, 16, 16, device=device), torch.arange(256, device=device)
+        weight = torch.zeros(9, 192, device=device)
+        torch.ops.swinexp.attend(bf16(5, 256, 288), bias, order, 3)
+        torch.ops.swinexp.attend_backward(bf16(5, 256, 96), bf16(5, 256, 288), bias, order, 3)
+        for gradient in (False, True):
+            inputs = (bf16(5, 256, 192), weight, weight[0], 16, 16, 4)
+            if gradient:
+                torch.ops.swinexp.convolve_backward(bf16(5, 256, 192), *inputs)
+            else:
+                torch.ops.swinexp.convolve(*inputs)
+
+    for usable in (False, True):
+        monkeypatch.setattr(operators, "THREADS", usable)
+        for _ in range(2):  # a compiler asks more than once
+            with FakeTensorMode():
+                calls("cuda")
+        assert len(operators._being_compiled) == (5 if usable else 0)
+    calls("cpu")
+    assert not operators._being_compiled
+    for recorder in recorders.values():
+        assert recorder.launched
+        assert all(each in recorder.compiled for each in recorder.launched)
+    assert sum(len(recorder.compiled) for recorder in recorders.values()) == 5
 
 
 @needs_gpu

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from swinexp import HERE
 from swinexp.mistake import Mistake
 from swinexp.optim import set_lr
 from swinexp.optim.muon import MuonAdamW
-from swinexp.train import build_model, build_state, compile_model, prepare, train
+from swinexp.train import build_model, build_state, compile_model, evaluate, prepare, train
 from swinexp.train.devices import COMPILE_PAYS, captures, compiles
 from swinexp.train.graph import CapturedUpdate
 from tests.conftest import STRONG, small_run, timeless, trained
@@ -183,6 +184,56 @@ def test_auto_trains_on_where_the_network_cannot_be_compiled(
         trained(tmp_path / "true/last.pt", *STRONG, "trainer.compile=true")
 
 
+def test_evaluation_is_compiled_where_there_is_enough_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swinexp.train import evaluation
+
+    def compiled(*_: Any) -> torch.Tensor:
+        raise AssertionError
+
+    run = small_run("trainer.compile=true", "trainer.epochs=5", "trainer.ema=0.9")
+    model, dataset = prepare(run)
+    split = dataset.val[:100]
+    plain = evaluate(run, model, split, dataset, "val")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", compiled))
+    model.compile()
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", {"cpu": 50})
+    batches = 5 * (len(dataset.val) // 50) * 2
+    monkeypatch.setattr(evaluation, "COMPILED_FROM", batches + 1)
+    assert evaluate(run, model, split, dataset, "val") == pytest.approx(plain)
+    monkeypatch.setattr(evaluation, "COMPILED_FROM", batches)
+    with pytest.raises(AssertionError):
+        evaluate(run, model, split, dataset, "val")
+
+
+@pytest.mark.slow
+def test_a_network_that_was_compiled_before_is_found_again(tmp_path: Path) -> None:
+    program = """
+from torch._dynamo.utils import counters
+from swinexp.swin import windows
+from tests.conftest import STRONG, trained
+from pathlib import Path
+import sys
+
+if sys.argv[1] == "changed":
+    take = windows.take
+    windows._Gather.backward = staticmethod(lambda ctx, gradient: (2 * take(gradient, ctx.saved_tensors[1]), None, None))
+trained(Path("last.pt"), *STRONG, "model.depths=[1,1]", "trainer.compile=true", "trainer.epochs=1")
+print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"])
+"""
+    told = []
+    for name in ("plain", "plain", "changed"):
+        folder = tmp_path / str(len(told))
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", program, name],
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), "PYTHONPATH": str(HERE.parent)},
+            cwd=folder, capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout.split()[-2:])
+    assert told == [["0", "1"], ["1", "0"], ["0", "1"]]
+
+
 @pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     tiny = ["data=digits", "model=nano", "trainer.limit_train=32", "trainer.batch_size=32", "wandb=disabled"]
@@ -274,6 +325,7 @@ def test_runs_of_one_process_share_data_and_compiled_code_where_they_are_alike(t
 def test_every_network_of_a_process_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="eager"))
+    monkeypatch.setattr("swinexp.train.evaluation.COMPILED_FROM", 0)
     torch._dynamo.reset()
     for dim in range(8, 8 * 7, 8):  # more than the compiler keeps versions of one function
         torch._dynamo.utils.counters.clear()

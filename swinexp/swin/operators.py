@@ -1,18 +1,74 @@
 """The kernels as operators of torch, which autograd, `torch.compile` and CUDA graphs take as any others.
 
-Launched here, written in `kernels`.
+Launched here, written in `kernels`. Where a compiler asks what comes of an operator, Triton begins to compile its
+kernels in other threads, so that they are ready by the time the network is.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 TILE = 64  # tokens that a program works on at a time: several windows, or the most that a window may have
+# Whether several threads may parse Python at a time, as Triton does: github.com/python/cpython/issues/106905.
+THREADS = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
 CONVOLVED = {"LINES": 4, "ROWS": 16, "CHANNELS": 32}  # of a map, that a program convolves at a time
+
+
+@dataclass
+class _Launch:
+    """A kernel, of how many programs, and what it is given; tensors without values will do to compile it."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    arguments: tuple[Any, ...]  # the first one is a tensor
+    constants: dict[str, Any]
+
+    def __call__(self) -> None:
+        if _being_compiled:
+            future = _being_compiled.pop(self._kind(), None)
+            wait([] if future is None else [future])  # should it have failed, it fails here again
+        with torch.cuda.device_of(self.arguments[0]):  # Triton launches on the current one
+            self.kernel[self.grid](*self.arguments, **self.constants)
+
+    def ahead(self) -> None:
+        """Begin to compile it."""
+        kind = self._kind()
+        if kind not in _being_compiled:
+            _being_compiled[kind] = _compilers().submit(self._compile, self.arguments[0].device, kind[1])
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What it is compiled for: types in place of tensors."""
+        given = tuple(each.dtype if isinstance(each, Tensor) else each for each in self.arguments)
+        return self.kernel.__name__, given, tuple(self.constants.items())
+
+    def _compile(self, device: torch.device, given: tuple[Any, ...]) -> None:
+        with torch.cuda.device(device):
+            self.kernel.warmup(*given, grid=self.grid, **self.constants)
+
+
+_being_compiled: dict[tuple[Any, ...], Future[None]] = {}
+
+
+@cache
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="triton")
+
+
+def _ahead(launches: Callable[..., tuple[Any, ...]], *inputs: Any) -> None:
+    """Begin to compile what comes last of `launches`, where there is a GPU and a batch's size is known."""
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    if THREADS and tensors[0].is_cuda and all(type(size) is int for each in tensors for size in each.shape):
+        launches(*inputs)[-1].ahead()
 
 
 def _tiling(images: int, places: int, tokens: int, heads: int) -> tuple[int, int, int, int]:
@@ -41,27 +97,58 @@ def _precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-@torch.library.custom_op("swinexp::attend", mutates_args=())
-def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+def _attention(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> tuple[Tensor, _Launch]:
     from swinexp.swin import kernels
 
-    qkv, bias = qkv.contiguous(), bias.contiguous()
     B, P, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     T = bias.shape[-1]
     out = qkv.new_empty(B, P, C)
+    _, period, loops, programs = _tiling(B, P, T, heads)
+    arguments = (
+        qkv, bias, bias if order is None else order, out, B * (P // T), loops, period, (C // heads) ** -0.5, P // T, P
+    )  # fmt: skip
+    return out, _Launch(kernels.attention, (programs, heads), arguments, _attention_constants(qkv, bias, order, heads))
+
+
+def _attention_backward(
+    gradient: Tensor, qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor, _Launch]:
+    from swinexp.swin import kernels
+
+    B, P, C = gradient.shape
+    T = bias.shape[-1]
+    G = P // T
     each, period, loops, programs = _tiling(B, P, T, heads)
-    with torch.cuda.device_of(qkv):  # Triton launches on the current one
-        kernels.attention[programs, heads](
-            qkv, bias, bias if order is None else order, out, B * (P // T), loops, period,
-            (C // heads) ** -0.5, P // T, P,
-            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
-        )  # fmt: skip
+    to_qkv = torch.empty_like(qkv)
+    parts = bias.new_empty(programs // period, period, heads, each, T, T)
+    arguments = (
+        qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
+        (C // heads) ** -0.5, G, P,
+    )  # fmt: skip
+    constants = _attention_constants(qkv, bias, order, heads)
+    return to_qkv, parts, _Launch(kernels.attention_backward, (programs, heads), arguments, constants)
+
+
+def _attention_constants(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> dict[str, Any]:
+    T, channels = bias.shape[-1], qkv.shape[2] // (3 * heads)
+    each = _tiling(qkv.shape[0], qkv.shape[1], T, heads)[0]
+    return {
+        "N": heads, "D": channels, "T": T, "W": each, "ROWS": _rows(T, each), "MOVED": order is not None,
+        "SHIFTED": len(bias) > 1, "PRECISION": _precision(), "num_stages": _stages(qkv, channels),
+    }  # fmt: skip
+
+
+@torch.library.custom_op("swinexp::attend", mutates_args=())
+def _attend(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:
+    out, launch = _attention(qkv.contiguous(), bias.contiguous(), order, heads)
+    launch()
     return out
 
 
 @_attend.register_fake
-def _(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:  # noqa: ARG001
+def _(*inputs: Any) -> Tensor:
+    _ahead(_attention, *inputs)
+    qkv = inputs[0]
     return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
 
 
@@ -69,28 +156,16 @@ def _(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> Tensor:  #
 def _attend_backward(
     gradient: Tensor, qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor]:
-    from swinexp.swin import kernels
-
-    gradient, qkv, bias = gradient.contiguous(), qkv.contiguous(), bias.contiguous()
-    B, P, C = gradient.shape
-    T = bias.shape[-1]
-    G = P // T
-    each, period, loops, programs = _tiling(B, P, T, heads)
-    to_qkv = torch.empty_like(qkv)
-    parts = bias.new_empty(programs // period, period, heads, each, T, T)
-    with torch.cuda.device_of(qkv):  # Triton launches on the current one
-        kernels.attention_backward[programs, heads](
-            qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
-            (C // heads) ** -0.5, G, P,
-            N=heads, D=C // heads, T=T, W=each, ROWS=_rows(T, each), MOVED=order is not None,
-            SHIFTED=len(bias) > 1, PRECISION=_precision(), num_stages=_stages(qkv, C // heads),
-        )  # fmt: skip
+    inputs = gradient.contiguous(), qkv.contiguous(), bias.contiguous()
+    to_qkv, parts, launch = _attention_backward(*inputs, order, heads)
+    launch()
     to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
-    return to_qkv, to_bias.reshape(-1, len(bias), heads, T, T).sum(0).contiguous()
+    return to_qkv, to_bias.reshape(-1, *bias.shape).sum(0).contiguous()
 
 
 @_attend_backward.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    _ahead(_attention_backward, *inputs)
     _, qkv, bias, _, _ = inputs
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
@@ -127,37 +202,24 @@ def _groups(B: int, height: int, width: int) -> tuple[dict[str, int], int]:
     return {**CONVOLVED, "WIDTH": across}, -(-B // images) * lines * -(-width // across)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int) -> Tensor:
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int
+) -> tuple[Tensor, _Launch]:
     from swinexp.swin import kernels
 
     B, _, C = x.shape
     out = torch.empty_like(x)
     tile, groups = _groups(B, height, width)
-    with torch.cuda.device_of(x):
-        kernels.convolution[groups, -(-C // tile["CHANNELS"])](
-            x, weight, weight if bias is None else bias, out, B,
-            GELU=bias is not None, H=height, W=width, S=window, C=C, **tile,
-        )  # fmt: skip
-    return out
+    arguments = (x, weight, weight if bias is None else bias, out, B)
+    constants = {"GELU": bias is not None, "H": height, "W": width, "S": window, "C": C, **tile}
+    return out, _Launch(kernels.convolution, (groups, -(-C // tile["CHANNELS"])), arguments, constants)
 
 
-@torch.library.custom_op("swinexp::convolve", mutates_args=())
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int) -> Tensor:
-    return _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window)
-
-
-@_convolve.register_fake
-def _(*inputs: Any) -> Tensor:
-    return inputs[0].new_empty(inputs[0].shape)
-
-
-@torch.library.custom_op("swinexp::convolve_backward", mutates_args=())
-def _convolve_backward(
+def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, _Launch]:
     from swinexp.swin import kernels
 
-    gradient, x, weight, bias = gradient.contiguous(), x.contiguous(), weight.contiguous(), bias.contiguous()
     B, _, C = x.shape
     before = torch.empty_like(x)
     tile, groups = _groups(B, height, width)
@@ -165,16 +227,41 @@ def _convolve_backward(
     loops = -(-groups * columns // (2 * PROGRAMS))
     chunks = -(-groups // loops)
     sums = torch.empty(chunks, 10, C, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        kernels.convolution_backward[chunks, columns](
-            x, weight, bias, gradient, before, sums, B, loops, H=height, W=width, S=window, C=C, **tile
-        )
-    return _convolution(before, weight, None, height, width, window), sums.sum(0)
+    arguments = (x, weight, bias, gradient, before, sums, B, loops)
+    constants = {"H": height, "W": width, "S": window, "C": C, **tile}
+    return before, sums, _Launch(kernels.convolution_backward, (chunks, columns), arguments, constants)
+
+
+@torch.library.custom_op("swinexp::convolve", mutates_args=())
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int) -> Tensor:
+    out, launch = _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window)
+    launch()
+    return out
+
+
+@_convolve.register_fake
+def _(*inputs: Any) -> Tensor:
+    _ahead(_convolution, *inputs)
+    return inputs[0].new_empty(inputs[0].shape)
+
+
+@torch.library.custom_op("swinexp::convolve_backward", mutates_args=())
+def _convolve_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
+) -> tuple[Tensor, Tensor]:
+    gradient, x, weight, bias = gradient.contiguous(), x.contiguous(), weight.contiguous(), bias.contiguous()
+    before, sums, launch = _convolution_backward(gradient, x, weight, bias, height, width, window)
+    launch()
+    to_x, launch = _convolution(before, weight, None, height, width, window)
+    launch()
+    return to_x, sums.sum(0)
 
 
 @_convolve_backward.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor]:
-    x = inputs[1]
+    _, x, weight, _, *where = inputs
+    _ahead(_convolution_backward, *inputs)
+    _ahead(_convolution, x, weight, None, *where)
     return x.new_empty(x.shape), x.new_empty(10, x.shape[2], dtype=torch.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
         return None
     began = time.perf_counter()
     if compiled and not state.model.compiled:  # else it is the network of the run before
+        _keep_what_is_compiled()
         state.model.compile()
     again = False
     try:
@@ -65,6 +67,15 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if compiled or state.captured is not None:
         log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
     return seconds
+
+
+def _keep_what_is_compiled() -> None:
+    """Have torch find a network again that was compiled before, although it has autograd functions of our own: what
+    they do is in the graph that is looked for, so that others are compiled anew."""
+    from torch._functorch import config
+
+    with suppress(AttributeError):  # of a torch that knows no such option
+        config.autograd_cache_allow_custom_autograd_functions = True
 
 
 def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:

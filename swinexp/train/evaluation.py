@@ -13,7 +13,7 @@ from swinexp.augment import normalise
 from swinexp.data import Dataset, Split
 from swinexp.optim import averaged
 from swinexp.ranks import rank, size
-from swinexp.swin import by_threads
+from swinexp.swin import Swin, by_threads
 from swinexp.train.devices import autocast
 from swinexp.train.processes import summed
 from swinexp.train.signals import Asked
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from swinexp.config import Run
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1024}  # 128 fits a CPU's cache: 1.3 times as fast as 512
+# Batches that a run must evaluate for compiling that to pay: some 8 s, and what a batch then takes Python less is
+# estimated at 15 ms (docs/performance.md).
+COMPILED_FROM = 500
 
 
 class Stopped(Exception):
@@ -67,12 +70,15 @@ def predictions(
     """
     device = dataset.mean.device
     batch_size = EVALUATION_BATCH[device.type]
+    compiled = isinstance(model, Swin) and model.compiled
+    batches = run.trainer.epochs * (len(dataset.val) // batch_size) * (2 if run.trainer.ema else 1)
     model.eval()
     first, each = (0, 1) if alone else (rank(), size())
     starts = range(first * batch_size, len(split), each * batch_size)
     for batch in split.each(slice(start, start + batch_size) for start in starts):
         # A last batch of another size is not worth compiling for.
-        forward = model if len(batch) == batch_size else model.forward
+        plain = compiled and (len(batch) != batch_size or batches < COMPILED_FROM)
+        forward = model.forward if plain else model
         with autocast(run.trainer, device):
             logits = by_threads(forward, normalise(batch.images, dataset.mean, dataset.std))
         yield logits.float(), batch.labels
