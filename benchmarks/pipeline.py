@@ -11,7 +11,8 @@ clip_grad_norm_, and loss.item() for a running mean. Ours is swinexp.train.train
 on a GPU its step is one CUDA graph, with --compile and without.
 Each has a process of its own, since ours sets how a process keeps its memory, and waits while the other one trains.
 A round is an epoch of each, in an order that turns; the figure is the median over the rounds, and the ratio that of
-the ratios within rounds. The first epoch of each, which warms up and compiles, comes before and is told apart.
+the ratios within rounds. The first epoch of each, which warms up and compiles, comes before, both at once, and is told
+apart.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def script(run: Run, split: Split, device: torch.device, workers: int, compiled:
 
 
 class Trainer:
-    """One of the two, in a process of its own; `epoch` trains one there, and returns its seconds."""
+    """One of the two, in a process of its own, which trains an epoch when it is asked to, and tells its seconds."""
 
     def __init__(self, variant: str, *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
@@ -155,8 +156,10 @@ class Trainer:
         self.process = context.Process(target=_train, args=(theirs, variant, *arguments))
         self.process.start()
 
-    def epoch(self) -> float:
+    def ask(self) -> None:
         self.other.send(True)
+
+    def told(self) -> float:
         seconds: float = self.other.recv()
         return seconds
 
@@ -201,11 +204,14 @@ def main() -> None:
         images = options.images // batch * batch
         for workers in options.workers:
             trainers = {name: Trainer(name, options, batch, workers) for name in ("ours", "script")}
-            first = {name: trainer.epoch() for name, trainer in trainers.items()}
+            for trainer in trainers.values():  # both at once: the one compiles, and the other has its workers start
+                trainer.ask()
+            first = {name: trainer.told() for name, trainer in trainers.items()}
             seconds: dict[str, list[float]] = {name: [] for name in trainers}
             for turn in range(options.rounds):
                 for name in [*trainers][:: 1 if turn % 2 else -1]:
-                    seconds[name].append(trainers[name].epoch())
+                    trainers[name].ask()
+                    seconds[name].append(trainers[name].told())
             for trainer in trainers.values():
                 trainer.close()
             ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["script"], strict=True)]
