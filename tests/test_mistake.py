@@ -35,7 +35,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart, record, reference, speedrun. Type experiment=quickstart"),
         (
             "sweep=size",
-            "sweep=size: no such option; there are augmentation, grid, levers, lr_wd, optimizers, pareto, quickstart, record, sizes, window_patch. Type sweep=sizes",
+            "sweep=size: no such option; there are augmentation, grid, levers, lr_wd, optimizers, pareto, quickstart, record, sizes, speedrun, window_patch. Type sweep=sizes",
         ),
         ("data.root=images", "data.root=images: no such key; data has name, image_size, mirror, val_fraction, split_seed, placement, cache. Type data=cifar10 data.root=images"),
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
