@@ -39,7 +39,8 @@ def record() -> torch.nn.Module:
 
 PEERS = {"timm": timm, "torchvision": torchvision}
 NETWORKS = {"ours": ours, "record": record} | PEERS
-WITHOUT = ("the attention's kernels", "the convolution's kernels", "bf16 tokens")
+WAYS = ("without the attention's kernels", "without the convolution's kernels", "without bf16 tokens")
+COMBINED = "with small kernels combined"  # by torch's compiler: the casts of 92 weights and biases, say
 
 
 @dataclass(frozen=True)
@@ -47,32 +48,35 @@ class Variant:
     network: str
     mode: str  # eager | graph (captured, not compiled) | compiled (ours captured too)
     batch: int
-    without: str = ""  # a way of swinexp.swin.gpu
+    way: str = ""  # with or without something
 
     def __str__(self) -> str:
-        return f"{self.network}, {self.mode}{', ' if self.without else ''}{self.without}"
+        return f"{self.network}, {self.mode}{', ' if self.way else ''}{self.way}"
 
 
 def variants(batches: list[int]) -> list[Variant]:
     small, large = min(batches), max(batches)
     eager = [Variant(name, "eager", small) for name in ("ours", *PEERS)]
     compiled = [Variant(name, "compiled", batch) for batch in batches for name in ("ours", *PEERS)]
-    without = [
-        Variant("record" if "convolution" in way else "ours", "compiled", large, f"without {way}") for way in WITHOUT
-    ]
-    return [*eager, Variant("ours", "graph", small), *compiled, Variant("record", "compiled", large), *without]
+    ways = [Variant("record" if "convolution" in way else "ours", "compiled", large, way) for way in WAYS]
+    combined = [Variant("ours", "compiled", batch, COMBINED) for batch in batches]
+    return [*eager, Variant("ours", "graph", small), *compiled, Variant("record", "compiled", large), *ways, *combined]
 
 
 def build(variant: Variant, device: torch.device) -> Callable[[], None]:
     own = variant.network not in PEERS
     if own:
         settle(typed(compose([])).trainer, device)
-    if variant.without == "without the attention's kernels":
+    if variant.way == "without the attention's kernels":
         network.attends = lambda *_: False  # type: ignore[assignment]
-    if variant.without == "without the convolution's kernels":
+    if variant.way == "without the convolution's kernels":
         layers.on_gpu = lambda _: False  # type: ignore[assignment]
-    if variant.without == "without bf16 tokens":
+    if variant.way == "without bf16 tokens":
         network.residual = layers.residual = lambda x: x  # type: ignore[assignment]
+    if variant.way == COMBINED:
+        from torch._inductor import config
+
+        config.combo_kernels = True
     torch.manual_seed(0)
     model = NETWORKS[variant.network]().to(device)
     forward = model
@@ -82,7 +86,6 @@ def build(variant: Variant, device: torch.device) -> Callable[[], None]:
 
 
 def work(asked: Connection, variant: Variant, seconds: float) -> None:
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     began = time.perf_counter()
@@ -134,6 +137,7 @@ def main() -> None:
     asked = [each for each in variants(options.batch) if not options.only or str(each) in options.only]
     if not asked:
         parser.error(f"--only: one of {', '.join(sorted({repr(str(each)) for each in variants(options.batch)}))}")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // len(asked)))
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, {}
     for variant in asked:
