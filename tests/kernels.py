@@ -21,6 +21,7 @@ WINDOWS = [
     (8, 8, 8, 2, 2, 64),  # a window to a tile
     (14, 14, 7, 2, 2, 16),  # a window of fewer tokens than a tile
     (4, 2, 2, 9, 1, 16),
+    (6, 6, 3, 4, 2, 16),  # windows that do not fill 16 rows
 ]
 
 
@@ -113,7 +114,18 @@ def compile_kernels(capability: int) -> list[str]:
 
     from swinexp.swin import kernels
 
-    tiles = {"N": 3, "D": 32, "T": 16, "W": 4, "ROWS": 64, "MOVED": True, "SHIFTED": True, "PRECISION": "ieee"}
+    tiles = {
+        "N": 3,
+        "D": 32,
+        "T": 16,
+        "W": 4,
+        "ROWS": 64,
+        "SIDE": 16,
+        "MOVED": True,
+        "SHIFTED": True,
+        "PRECISION": "ieee",
+    }
+    large = tiles | {"T": 49, "W": 1, "SIDE": 64}
     maps = {"H": 14, "W": 14, "S": 7, "C": 96, "WIDTH": 16, **operators.CONVOLVED}
     numbers = dict.fromkeys(("windows", "loops", "period", "G", "P", "images"), "i32") | {"scale": "fp32"}
     others = {"weight": "*fp32", "bias": "*fp32", "to_bias": "*fp32", "sums": "*fp32", "order": "*i64"}
@@ -121,6 +133,8 @@ def compile_kernels(capability: int) -> list[str]:
     for kernel, constants in (
         (kernels.attention, tiles),
         (kernels.attention_backward, tiles),
+        (kernels.attention, large),
+        (kernels.attention_backward, large),
         (kernels.convolution, maps | {"GELU": True}),
         (kernels.convolution, maps | {"GELU": False}),
         (kernels.convolution_backward, maps),

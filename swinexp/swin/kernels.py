@@ -9,100 +9,130 @@ A module of its own, so that triton is imported where there is a GPU only.
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 is one instruction, exp five
+
 
 @triton.jit
-def _tile(order, tile, windows, G, P, MOVED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):
+def _rows(ROWS: tl.constexpr, SIDE: tl.constexpr):
+    """(ROWS,), or (ROWS // SIDE, SIDE) where only tokens of the same SIDE rows attend to each other"""
+    if SIDE == ROWS:
+        rows = tl.arange(0, ROWS)
+    else:
+        rows = tl.arange(0, ROWS // SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    return rows
+
+
+@triton.jit
+def _transposed(x):
+    """(…, A, B) -> (…, B, A)"""
+    return tl.trans(x) if len(x.shape) == 2 else tl.permute(x, (0, 2, 1))
+
+
+@triton.jit
+def _column(x):
+    """(…, A) -> (…, A, 1)"""
+    return tl.expand_dims(x, len(x.shape))
+
+
+@triton.jit
+def _tile(order, tile, windows, G, P, rows, MOVED: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     """Of a tile's rows: which rows of the tokens they are, and whether there are such"""
-    rows = tl.arange(0, ROWS)
     window = tile * W + rows // T
     inside = (rows < W * T) & (window < windows)
     token = (window % G) * T + rows % T
     if MOVED:
         token = tl.load(order + token, mask=inside, other=0)
-    return (window // G).to(tl.int64) * P + token, inside
+    return _column((window // G).to(tl.int64) * P + token), _column(inside)
 
 
 @triton.jit
-def _bias_tile(bias, head, phase, G, N, SHIFTED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):
-    """(ROWS, ROWS): the bias of each row's window, and -inf between windows"""
-    rows = tl.arange(0, ROWS)
+def _same_window(T: tl.constexpr, SIDE: tl.constexpr):
+    window = tl.arange(0, SIDE) // T
+    return window[:, None] == window[None, :]
+
+
+@triton.jit
+def _bias_tile(
+    bias, head, phase, G, N, rows, SHIFTED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr
+):
+    """(…, SIDE, SIDE): the bias of each row's window, as a binary logarithm, and -inf between windows"""
     window = rows // T
-    same = window[:, None] == window[None, :]
-    at = (head * T + rows % T)[:, None] * T + (rows % T)[None, :]
+    same = _same_window(T, SIDE)
+    at = _column((head * T + rows % T) * T) + tl.arange(0, SIDE) % T
     if SHIFTED:
-        at += (((phase * W + window) % G) * N * T * T)[:, None]
-    values = tl.load(bias + at, mask=same & (window < W)[:, None], other=0.0).to(tl.float32)
-    return tl.where(same, values, float("-inf"))
+        at += _column(((phase * W + window) % G) * N * T * T)
+    values = tl.load(bias + at, mask=same & _column(window < W), other=0.0).to(tl.float32)
+    return tl.where(same, values * LOG2_E, float("-inf"))
 
 
 @triton.jit
-def _weights(q, k, added, scale, PRECISION: tl.constexpr):
-    """(ROWS, ROWS): how much each token attends to each"""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + added
-    scores = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    return scores / tl.sum(scores, axis=1)[:, None]
+def _exponentials(q, k, added, scale, PRECISION: tl.constexpr):
+    """(…, SIDE, SIDE), (…, SIDE, 1): how much each token attends to each, but for a factor of its own"""
+    scores = tl.dot(q, _transposed(k), input_precision=PRECISION) * (scale * LOG2_E) + added
+    scores = tl.exp2(scores - _column(tl.max(scores, axis=len(scores.shape) - 1)))
+    return scores, _column(1.0 / tl.sum(scores, axis=len(scores.shape) - 1))
 
 
 @triton.jit
 def attention(
     qkv, bias, order, out, windows, loops, period, scale, G, P,
-    N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, SIDE: tl.constexpr,
     MOVED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One head of `loops` tiles of W windows: qkv (B, P, 3, N, D), bias (G or 1, N, T, T) -> out (B, P, N, D)
 
-    Grid (chunks · period, N). The tiles of a program have the same bias.
+    Grid (chunks · period, N). The tiles of a program have the same bias. Of a tile's ROWS tokens, those attend to each
+    other that are in the same SIDE rows, and there in the same window.
     """
     phase, chunk, head = tl.program_id(0) % period, tl.program_id(0) // period, tl.program_id(1)
-    added = _bias_tile(bias, head, phase, G, N, SHIFTED, T, W, ROWS)
-    channel = head * D + tl.arange(0, D)[None, :]
+    rows = _rows(ROWS, SIDE)
+    added = _bias_tile(bias, head, phase, G, N, rows, SHIFTED, T, W, SIDE)
+    channel = head * D + tl.arange(0, D)
     for i in range(loops):
-        tile = (chunk * loops + i) * period + phase
-        rows, inside = _tile(order, tile, windows, G, P, MOVED, T, W, ROWS)
-        here = qkv + rows[:, None] * (3 * N * D) + channel
-        q = tl.load(here, mask=inside[:, None], other=0.0)
-        k = tl.load(here + N * D, mask=inside[:, None], other=0.0)
-        v = tl.load(here + 2 * N * D, mask=inside[:, None], other=0.0)
-        weights = _weights(q, k, added, scale, PRECISION)
-        mixed = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        tl.store(out + rows[:, None] * (N * D) + channel, mixed.to(v.dtype), mask=inside[:, None])
+        token, inside = _tile(order, (chunk * loops + i) * period + phase, windows, G, P, rows, MOVED, T, W)
+        here = qkv + token * (3 * N * D) + channel
+        q = tl.load(here, mask=inside, other=0.0)
+        k = tl.load(here + N * D, mask=inside, other=0.0)
+        v = tl.load(here + 2 * N * D, mask=inside, other=0.0)
+        weights, factor = _exponentials(q, k, added, scale, PRECISION)
+        mixed = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION) * factor
+        tl.store(out + token * (N * D) + channel, mixed.to(v.dtype), mask=inside)
 
 
 @triton.jit
 def attention_backward(
     qkv, bias, order, to_out, to_qkv, to_bias, windows, loops, period, scale, G, P,
-    N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, SIDE: tl.constexpr,
     MOVED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of `attention`, which is computed anew; to_bias (chunks · period, N, W, T, T) is to be summed"""
     phase, chunk, head = tl.program_id(0) % period, tl.program_id(0) // period, tl.program_id(1)
-    added = _bias_tile(bias, head, phase, G, N, SHIFTED, T, W, ROWS)
-    channel = head * D + tl.arange(0, D)[None, :]
-    total = tl.zeros((ROWS, ROWS), tl.float32)
+    rows = _rows(ROWS, SIDE)
+    added = _bias_tile(bias, head, phase, G, N, rows, SHIFTED, T, W, SIDE)
+    channel = head * D + tl.arange(0, D)
+    total = tl.zeros_like(added)
     for i in range(loops):
-        tile = (chunk * loops + i) * period + phase
-        rows, inside = _tile(order, tile, windows, G, P, MOVED, T, W, ROWS)
-        here = rows[:, None] * (3 * N * D) + channel
-        q = tl.load(qkv + here, mask=inside[:, None], other=0.0)
-        k = tl.load(qkv + here + N * D, mask=inside[:, None], other=0.0)
-        v = tl.load(qkv + here + 2 * N * D, mask=inside[:, None], other=0.0)
-        y = tl.load(to_out + rows[:, None] * (N * D) + channel, mask=inside[:, None], other=0.0)
-        weights = _weights(q, k, added, scale, PRECISION)
-        to_v = tl.dot(tl.trans(weights.to(y.dtype)), y, input_precision=PRECISION)
-        tl.store(to_qkv + here + 2 * N * D, to_v.to(y.dtype), mask=inside[:, None])
-        to_weights = tl.dot(y, tl.trans(v), input_precision=PRECISION)
-        mean = tl.sum(weights * to_weights, axis=1)
-        to_scores = weights * (to_weights - mean[:, None])
+        token, inside = _tile(order, (chunk * loops + i) * period + phase, windows, G, P, rows, MOVED, T, W)
+        here = token * (3 * N * D) + channel
+        q = tl.load(qkv + here, mask=inside, other=0.0)
+        k = tl.load(qkv + here + N * D, mask=inside, other=0.0)
+        v = tl.load(qkv + here + 2 * N * D, mask=inside, other=0.0)
+        y = tl.load(to_out + token * (N * D) + channel, mask=inside, other=0.0)
+        weights, factor = _exponentials(q, k, added, scale, PRECISION)
+        weights *= factor
+        to_v = tl.dot(_transposed(weights.to(y.dtype)), y, input_precision=PRECISION)
+        tl.store(to_qkv + here + 2 * N * D, to_v.to(y.dtype), mask=inside)
+        to_weights = tl.dot(y, _transposed(v), input_precision=PRECISION)
+        mean = tl.sum(weights * to_weights, axis=len(weights.shape) - 1)
+        to_scores = weights * (to_weights - _column(mean))
         total += to_scores
         scaled = (to_scores * scale).to(q.dtype)
         to_q = tl.dot(scaled, k, input_precision=PRECISION)
-        tl.store(to_qkv + here, to_q.to(q.dtype), mask=inside[:, None])
-        to_k = tl.dot(tl.trans(scaled), q, input_precision=PRECISION)
-        tl.store(to_qkv + here + N * D, to_k.to(q.dtype), mask=inside[:, None])
-    row = tl.arange(0, ROWS)
-    same = (row // T)[:, None] == (row // T)[None, :]
-    at = (tl.program_id(0) * N + head) * W * T * T + (row * T)[:, None] + (row % T)[None, :]
-    tl.store(to_bias + at, total, mask=same & (row < W * T)[:, None])
+        tl.store(to_qkv + here, to_q.to(q.dtype), mask=inside)
+        to_k = tl.dot(_transposed(scaled), q, input_precision=PRECISION)
+        tl.store(to_qkv + here + N * D, to_k.to(q.dtype), mask=inside)
+    at = (tl.program_id(0) * N + head) * W * T * T + _column(rows * T) + tl.arange(0, SIDE) % T
+    tl.store(to_bias + at, total, mask=_same_window(T, SIDE) & _column(rows < W * T))
 
 
 @triton.jit
@@ -141,7 +171,8 @@ def _convolved(
 def _normal(x):
     """The normal distribution's share below x, and its density there: erf by formula 7.1.26 of Abramowitz and Stegun"""
     bell = tl.exp2(-0.7213475204444817 * x * x)
-    t = 1.0 / (1.0 + 0.23164190 * tl.abs(x))
+    root = tl.rsqrt(1.0 + 0.23164190 * tl.abs(x))  # Triton divides in eight instructions, and takes such a root in one
+    t = root * root
     tail = ((((0.5307027145 * t - 0.7265760135) * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796) * t * bell
     return tl.where(x < 0, tail, 1.0 - tail), bell * 0.3989422804014327
 

@@ -88,6 +88,11 @@ def _rows(tokens: int, each: int) -> int:
     return max(16, 1 << (tokens * each - 1).bit_length())
 
 
+def _side(tokens: int, each: int) -> int:
+    """Rows of a tile that attend to each other: the fewest that a product may have, where no window overhangs them."""
+    return 16 if 16 % tokens == 0 else _rows(tokens, each)
+
+
 def _stages(values: Tensor, channels: int) -> int:
     """Tiles on their way to a multiprocessor at a time: one of wide heads or in fp32, since a small GPU has 99 KB."""
     return 3 if values.element_size() * channels <= 64 else 1
@@ -133,8 +138,9 @@ def _attention_constants(qkv: Tensor, bias: Tensor, order: Tensor | None, heads:
     T, channels = bias.shape[-1], qkv.shape[2] // (3 * heads)
     each = _tiling(qkv.shape[0], qkv.shape[1], T, heads)[0]
     return {
-        "N": heads, "D": channels, "T": T, "W": each, "ROWS": _rows(T, each), "MOVED": order is not None,
-        "SHIFTED": len(bias) > 1, "PRECISION": _precision(), "num_stages": _stages(qkv, channels),
+        "N": heads, "D": channels, "T": T, "W": each, "ROWS": _rows(T, each), "SIDE": _side(T, each),
+        "MOVED": order is not None, "SHIFTED": len(bias) > 1,
+        "PRECISION": _precision(), "num_stages": _stages(qkv, channels),
     }  # fmt: skip
 
 
