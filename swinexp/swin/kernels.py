@@ -136,17 +136,18 @@ def attention_backward(
 
 
 @triton.jit
-def _here(image, y, column, channel, inside, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
-    """Of maps that lie window by window, S by S: where row y of each is, at a column, and whether there is such"""
-    token = y // S * (W * S) + y % S * S + column // S * (S * S) + column % S
-    there = (y >= 0) & (y < H) & (column >= 0) & (column < W)
-    return (image * (H * W) + token)[:, None] * C + channel[None, :], inside & there[:, None]
+def _here(y, image, column, channel, inside, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
+    """Of maps that lie window by window, S by S: where row y of each is, at a column, and whether there is such; the
+    line for itself, which is one number"""
+    line = (y // S * (W * S) + y % S * S) * C
+    at = (image + column // S * (S * S) + column % S)[:, None] * C + channel[None, :]
+    return line, at, inside & ((column >= 0) & (column < W))[:, None] & ((y >= 0) & (y < H))
 
 
 @triton.jit
-def _pixels(x, image, y, column, channel, inside, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
-    at, there = _here(image, y, column, channel, inside, H, W, S, C)
-    return tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+def _pixels(x, y, image, column, channel, inside, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
+    line, at, there = _here(y, image, column, channel, inside, H, W, S, C)
+    return tl.load(x + line + at, mask=there, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -156,13 +157,13 @@ def _channels(vector, channel, C: tl.constexpr):
 
 @triton.jit
 def _convolved(
-    x, weight, image, y, column, channel, inside,
+    x, weight, y, image, column, channel, inside,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr, FLIPPED: tl.constexpr,
 ):  # fmt: skip
     """(ROWS, CHANNELS): row y of maps, convolved"""
     total = tl.zeros((column.shape[0], channel.shape[0]), tl.float32)
     for tap in tl.static_range(9):
-        value = _pixels(x, image, y + tap // 3 - 1, column + tap % 3 - 1, channel, inside, H, W, S, C)
+        value = _pixels(x, y + tap // 3 - 1, image, column + tap % 3 - 1, channel, inside, H, W, S, C)
         total += value * _channels(weight + (8 - tap if FLIPPED else tap) * C, channel, C)
     return total
 
@@ -178,13 +179,19 @@ def _normal(x):
 
 
 @triton.jit
-def _place(group, H: tl.constexpr, W: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Of a group of rows: the image of each, the first row's line, and the column of each"""
+def _place(
+    group, images,
+    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of a group of rows: where its first map begins, the first row's line, and of each row where its map begins from
+    there on, its column, and whether there is such a map"""
     lines = (H + LINES - 1) // LINES
     columns = (W + WIDTH - 1) // WIDTH
     lane = tl.arange(0, ROWS)
-    image = (group // (lines * columns)).to(tl.int64) * (ROWS // WIDTH) + lane // WIDTH
-    return image, group // columns % lines * LINES, group % columns * WIDTH + lane % WIDTH
+    first, image = group // (lines * columns) * (ROWS // WIDTH), lane // WIDTH
+    begin = first.to(tl.int64) * (H * W * C)
+    line, column = group // columns % lines * LINES, group % columns * WIDTH + lane % WIDTH
+    return begin, line, image * (H * W), column, (first + image < images)[:, None]
 
 
 @triton.jit(do_not_specialize=["images"])  # or an epoch's last batch would be compiled for
@@ -198,19 +205,19 @@ def convolution(
     Without GELU: the gradient of a convolution by that of what came of it, without bias. Grid (groups of rows, tiles of
     channels).
     """
-    image, first, column = _place(tl.program_id(0), H, W, LINES, WIDTH, ROWS)
+    begin, first, image, column, inside = _place(tl.program_id(0), images, H, W, C, LINES, WIDTH, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (image < images)[:, None] & (channel < C)[None, :]
+    inside = inside & (channel < C)[None, :]
     values = ()
     for line in tl.static_range(LINES):
-        value = _convolved(x, weight, image, first + line, column, channel, inside, H, W, S, C, not GELU)
+        value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, not GELU)
         if GELU:
             value += _channels(bias, channel, C)
             value *= _normal(value)[0]
         values = values + (value,)
     for line in tl.static_range(LINES):
-        at, there = _here(image, first + line, column, channel, inside, H, W, S, C)
-        tl.store(out + at, values[line].to(out.dtype.element_ty), mask=there)
+        row, at, there = _here(first + line, image, column, channel, inside, H, W, S, C)
+        tl.store(out + begin + row + at, values[line].to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["images", "loops"])
@@ -227,25 +234,26 @@ def convolution_backward(
     none = tl.zeros((ROWS, CHANNELS), tl.float32)
     totals = (none, none, none, none, none, none, none, none, none, none)  # of each tap and the bias
     for loop in range(loops):
-        image, first, column = _place(tl.program_id(0) * loops + loop, H, W, LINES, WIDTH, ROWS)
-        inside = (image < images)[:, None] & (channel < C)[None, :]
+        group = tl.program_id(0) * loops + loop
+        begin, first, image, column, inside = _place(group, images, H, W, C, LINES, WIDTH, ROWS)
+        inside = inside & (channel < C)[None, :]
         values = ()
         for line in tl.static_range(LINES):
-            value = _convolved(x, weight, image, first + line, column, channel, inside, H, W, S, C, False)
+            value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, False)
             value += _channels(bias, channel, C)
             share, density = _normal(value)
-            y = _pixels(to_out, image, first + line, column, channel, inside, H, W, S, C)
+            y = _pixels(to_out + begin, first + line, image, column, channel, inside, H, W, S, C)
             value = y * (share + value * density)
             values = values + (value,)
             added = ()
             for tap in tl.static_range(9):
                 pixel = _pixels(
-                    x, image, first + line + tap // 3 - 1, column + tap % 3 - 1, channel, inside, H, W, S, C
+                    x + begin, first + line + tap // 3 - 1, image, column + tap % 3 - 1, channel, inside, H, W, S, C
                 )
                 added = added + (totals[tap] + value * pixel,)
             totals = added + (totals[9] + value,)
         for line in tl.static_range(LINES):
-            at, there = _here(image, first + line, column, channel, inside, H, W, S, C)
-            tl.store(before + at, values[line].to(before.dtype.element_ty), mask=there)
+            row, at, there = _here(first + line, image, column, channel, inside, H, W, S, C)
+            tl.store(before + begin + row + at, values[line].to(before.dtype.element_ty), mask=there)
     for tap in tl.static_range(10):
         tl.store(sums + (tl.program_id(0) * 10 + tap) * C + channel, tl.sum(totals[tap], axis=0), mask=channel < C)

@@ -21,6 +21,7 @@ TILE = 64  # tokens that a program works on at a time: several windows, or the m
 # Whether several threads may parse Python at a time, as Triton does: github.com/python/cpython/issues/106905.
 THREADS = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 PROGRAMS = 1056  # of a launch: eight for each multiprocessor of an H100
+SUMMING = 792  # of one that sums up as it goes: six for each, of which three have room at a time
 CONVOLVED = {"LINES": 4, "ROWS": 16, "CHANNELS": 32}  # of a map, that a program convolves at a time
 
 
@@ -230,7 +231,7 @@ def _convolution_backward(
     before = torch.empty_like(x)
     tile, groups = _groups(B, height, width)
     columns = -(-C // tile["CHANNELS"])
-    loops = -(-groups * columns // (2 * PROGRAMS))
+    loops = -(-groups * columns // SUMMING)
     chunks = -(-groups // loops)
     sums = torch.empty(chunks, 10, C, dtype=torch.float32, device=x.device)
     arguments = (x, weight, bias, gradient, before, sums, B, loops)
