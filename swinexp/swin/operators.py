@@ -166,6 +166,8 @@ def _attend_backward(
     inputs = gradient.contiguous(), qkv.contiguous(), bias.contiguous()
     to_qkv, parts, launch = _attention_backward(*inputs, order, heads)
     launch()
+    if len(bias) == 1:
+        return to_qkv, parts.sum((0, 1, 3))[None]
     to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
     return to_qkv, to_bias.reshape(-1, *bias.shape).sum(0).contiguous()
 
