@@ -114,17 +114,8 @@ def compile_kernels(capability: int) -> list[str]:
 
     from swinexp.swin import kernels
 
-    tiles = {
-        "N": 3,
-        "D": 32,
-        "T": 16,
-        "W": 4,
-        "ROWS": 64,
-        "SIDE": 16,
-        "MOVED": True,
-        "SHIFTED": True,
-        "PRECISION": "ieee",
-    }
+    tiles = {"N": 3, "D": 32, "T": 16, "W": 4, "ROWS": 64, "SIDE": 16}
+    tiles |= {"MOVED": True, "SHIFTED": True, "PRECISION": "ieee"}
     large = tiles | {"T": 49, "W": 1, "SIDE": 64}
     maps = {"H": 14, "W": 14, "S": 7, "C": 96, "WIDTH": 16, **operators.CONVOLVED}
     numbers = dict.fromkeys(("windows", "loops", "period", "G", "P", "images"), "i32") | {"scale": "fp32"}

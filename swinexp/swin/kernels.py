@@ -180,18 +180,18 @@ def _normal(x):
 
 @triton.jit
 def _place(
-    group, images,
+    group, images, channel,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Of a group of rows: where its first map begins, the first row's line, and of each row where its map begins from
-    there on, its column, and whether there is such a map"""
+    there on, its column, and whether there are such a map and channel"""
     lines = (H + LINES - 1) // LINES
     columns = (W + WIDTH - 1) // WIDTH
     lane = tl.arange(0, ROWS)
     first, image = group // (lines * columns) * (ROWS // WIDTH), lane // WIDTH
     begin = first.to(tl.int64) * (H * W * C)
     line, column = group // columns % lines * LINES, group % columns * WIDTH + lane % WIDTH
-    return begin, line, image * (H * W), column, (first + image < images)[:, None]
+    return begin, line, image * (H * W), column, (first + image < images)[:, None] & (channel < C)[None, :]
 
 
 @triton.jit(do_not_specialize=["images"])  # or an epoch's last batch would be compiled for
@@ -205,9 +205,8 @@ def convolution(
     Without GELU: the gradient of a convolution by that of what came of it, without bias. Grid (groups of rows, tiles of
     channels).
     """
-    begin, first, image, column, inside = _place(tl.program_id(0), images, H, W, C, LINES, WIDTH, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = inside & (channel < C)[None, :]
+    begin, first, image, column, inside = _place(tl.program_id(0), images, channel, H, W, C, LINES, WIDTH, ROWS)
     values = ()
     for line in tl.static_range(LINES):
         value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, not GELU)
@@ -235,8 +234,7 @@ def convolution_backward(
     totals = (none, none, none, none, none, none, none, none, none, none)  # of each tap and the bias
     for loop in range(loops):
         group = tl.program_id(0) * loops + loop
-        begin, first, image, column, inside = _place(group, images, H, W, C, LINES, WIDTH, ROWS)
-        inside = inside & (channel < C)[None, :]
+        begin, first, image, column, inside = _place(group, images, channel, H, W, C, LINES, WIDTH, ROWS)
         values = ()
         for line in tl.static_range(LINES):
             value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, False)

@@ -35,9 +35,8 @@ class _Launch:
     constants: dict[str, Any]
 
     def __call__(self) -> None:
-        if _being_compiled:
-            future = _being_compiled.pop(self._kind(), None)
-            wait([] if future is None else [future])  # should it have failed, it fails here again
+        if _being_compiled and (future := _being_compiled.pop(self._kind(), None)):
+            wait([future])  # should it have failed, it fails here again
         with torch.cuda.device_of(self.arguments[0]):  # Triton launches on the current one
             self.kernel[self.grid](*self.arguments, **self.constants)
 
@@ -107,13 +106,9 @@ def _attention(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> t
     from swinexp.swin import kernels
 
     B, P, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    T = bias.shape[-1]
     out = qkv.new_empty(B, P, C)
-    _, period, loops, programs = _tiling(B, P, T, heads)
-    arguments = (
-        qkv, bias, bias if order is None else order, out, B * (P // T), loops, period, (C // heads) ** -0.5, P // T, P
-    )  # fmt: skip
-    return out, _Launch(kernels.attention, (programs, heads), arguments, _attention_constants(qkv, bias, order, heads))
+    tiling = _tiling(B, P, bias.shape[-1], heads)
+    return out, _attending(kernels.attention, tiling, qkv, bias, order, heads, out)
 
 
 def _attention_backward(
@@ -121,28 +116,35 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, _Launch]:
     from swinexp.swin import kernels
 
-    B, P, C = gradient.shape
+    B, P, _ = gradient.shape
     T = bias.shape[-1]
-    G = P // T
-    each, period, loops, programs = _tiling(B, P, T, heads)
+    each, period, _, programs = tiling = _tiling(B, P, T, heads)
     to_qkv = torch.empty_like(qkv)
     parts = bias.new_empty(programs // period, period, heads, each, T, T)
-    arguments = (
-        qkv, bias, bias if order is None else order, gradient, to_qkv, parts, B * G, loops, period,
-        (C // heads) ** -0.5, G, P,
-    )  # fmt: skip
-    constants = _attention_constants(qkv, bias, order, heads)
-    return to_qkv, parts, _Launch(kernels.attention_backward, (programs, heads), arguments, constants)
+    launch = _attending(kernels.attention_backward, tiling, qkv, bias, order, heads, gradient, to_qkv, parts)
+    return to_qkv, parts, launch
 
 
-def _attention_constants(qkv: Tensor, bias: Tensor, order: Tensor | None, heads: int) -> dict[str, Any]:
-    T, channels = bias.shape[-1], qkv.shape[2] // (3 * heads)
-    each = _tiling(qkv.shape[0], qkv.shape[1], T, heads)[0]
-    return {
-        "N": heads, "D": channels, "T": T, "W": each, "ROWS": _rows(T, each), "SIDE": _side(T, each),
+def _attending(
+    kernel: Any,
+    tiling: tuple[int, int, int, int],
+    qkv: Tensor,
+    bias: Tensor,
+    order: Tensor | None,
+    heads: int,
+    *others: Tensor,
+) -> _Launch:
+    """One of the two kernels, which differ in what `others` it is given."""
+    each, period, loops, programs = tiling
+    B, P, T, D = qkv.shape[0], qkv.shape[1], bias.shape[-1], qkv.shape[2] // (3 * heads)
+    G = P // T
+    arguments = (qkv, bias, bias if order is None else order, *others, B * G, loops, period, D**-0.5, G, P)
+    constants = {
+        "N": heads, "D": D, "T": T, "W": each, "ROWS": _rows(T, each), "SIDE": _side(T, each),
         "MOVED": order is not None, "SHIFTED": len(bias) > 1,
-        "PRECISION": _precision(), "num_stages": _stages(qkv, channels),
+        "PRECISION": _precision(), "num_stages": _stages(qkv, D),
     }  # fmt: skip
+    return _Launch(kernel, (programs, heads), arguments, constants)
 
 
 @torch.library.custom_op("swinexp::attend", mutates_args=())

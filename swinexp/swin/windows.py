@@ -129,7 +129,8 @@ class _FromTable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (pairs,) = ctx.saved_tensors
-        return F.pad(gradients[0].flatten(0, 1), (0, 0, 0, 1))[pairs].sum(1), None, None
+        taken = take(gradients[0].flatten(0, 1)[None], pairs.flatten())
+        return taken.view(*pairs.shape, -1).sum(1), None, None
 
 
 def from_table(table: Tensor, index: Tensor, pairs: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
-    """Make ready for the first step: compile the network for training and for evaluation, and capture a step as a CUDA
-    graph, each if the run is to; returns the seconds that it took, or None where there is nothing to do.
+    """Make ready for the first step: compile the network for training and, where that pays, for evaluation, and capture
+    a step as a CUDA graph, each if the run is to; returns the seconds that it took, or None where there is nothing to
+    do.
 
     Both train on a batch of their own, which leaves no trace in the weights. Where the network cannot be compiled,
     `trainer.compile=auto` goes on without, and says so. Raises `Mistake` where it was asked for.
