@@ -58,7 +58,7 @@ def differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
     """Of outputs and all gradients; plain code in fp32 is what both are compared with."""
     yield from attention_differences(device, dtype)
     yield from convolution_differences(device, dtype)
-    yield "what is tried before training", gpu.differences_tried(device)
+    yield "what is tried before training", gpu.differences_tried(device, dtype)
 
 
 def attention_differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
@@ -157,5 +157,6 @@ def check_operators(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
+    operators.PROGRAMS = operators.SUMMING = 4  # of which each so has several tiles, as with a batch of training
     check_operators(torch.device("cpu"))
     print(json.dumps(dict(differences(torch.device("cpu"), torch.float32))))

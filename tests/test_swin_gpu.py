@@ -59,7 +59,7 @@ def test_the_kernels_compute_it_on_a_gpu(dtype: torch.dtype, most: float) -> Non
 
 @pytest.mark.parametrize("changes", [[], ["layer_scale"], ["swinv2"], ["rms_norm"], ["depthwise_conv"]])
 def test_tokens_stay_in_bf16(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "kernels_run", lambda _: False)
+    monkeypatch.setattr(gpu, "kernels_run", lambda *_: False)
     model = build_model(typed(config("model=nano", *(f"block={each}" for each in changes))), classes=10)
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)  # torch.autocast does not where no GPU is
@@ -200,8 +200,8 @@ def test_kernels_that_cannot_be_built_are_told_once(
     monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(gpu, "differences_tried", fails)
-    assert not gpu.kernels_run(0)
-    assert not gpu.kernels_run(0)
+    assert not gpu.kernels_run(0, torch.bfloat16)
+    assert not gpu.kernels_run(0, torch.bfloat16)
     assert [record.getMessage() for record in caplog.records] == [
         "the kernels cannot be built, so that this GPU takes a way that is slower: Failed to find C compiler. "
         "Triton wants a C compiler and Python's headers: apt install gcc python3-dev"
@@ -215,15 +215,15 @@ def test_kernels_that_give_other_values_are_not_taken(
 ) -> None:
     monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(gpu, "differences_tried", lambda _: apart)
-    assert not gpu.kernels_run(0)
+    monkeypatch.setattr(gpu, "differences_tried", lambda *_: apart)
+    assert not gpu.kernels_run(0, torch.bfloat16)
     assert "give other values than the plain code" in caplog.text
 
 
 @pytest.mark.usefixtures("untried")
 def test_an_old_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not gpu.kernels_run(0)
+    assert not gpu.kernels_run(0, torch.bfloat16)
 
 
 def test_a_cpu_has_no_kernels() -> None:

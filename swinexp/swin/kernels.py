@@ -73,7 +73,8 @@ def _exponentials(q, k, added, scale, PRECISION: tl.constexpr):
     return scores, _column(1.0 / tl.sum(scores, axis=len(scores.shape) - 1))
 
 
-@triton.jit
+# Or an epoch's last batch would be compiled for.
+@triton.jit(do_not_specialize=["windows"], do_not_specialize_on_alignment=["loops"])
 def attention(
     qkv, bias, order, out, windows, loops, period, scale, G, P,
     N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, SIDE: tl.constexpr,
@@ -99,7 +100,7 @@ def attention(
         tl.store(out + token * (N * D) + channel, mixed.to(v.dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["windows"], do_not_specialize_on_alignment=["loops"])
 def attention_backward(
     qkv, bias, order, to_out, to_qkv, to_bias, windows, loops, period, scale, G, P,
     N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, SIDE: tl.constexpr,
@@ -194,7 +195,7 @@ def _place(
     return begin, line, image * (H * W), column, (first + image < images)[:, None] & (channel < C)[None, :]
 
 
-@triton.jit(do_not_specialize=["images"])  # or an epoch's last batch would be compiled for
+@triton.jit(do_not_specialize=["images"])
 def convolution(
     x, weight, bias, out, images, GELU: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr,

@@ -120,7 +120,7 @@ def _attention_backward(
     T = bias.shape[-1]
     each, period, _, programs = tiling = _tiling(B, P, T, heads)
     to_qkv = torch.empty_like(qkv)
-    parts = bias.new_empty(programs // period, period, heads, each, T, T)
+    parts = bias.new_empty(programs // period, period, heads, each, T, T, dtype=torch.float32)
     launch = _attending(kernels.attention_backward, tiling, qkv, bias, order, heads, gradient, to_qkv, parts)
     return to_qkv, parts, launch
 
@@ -169,9 +169,9 @@ def _attend_backward(
     to_qkv, parts, launch = _attention_backward(*inputs, order, heads)
     launch()
     if len(bias) == 1:
-        return to_qkv, parts.sum((0, 1, 3))[None]
+        return to_qkv, parts.sum((0, 1, 3)).to(bias.dtype)[None]
     to_bias = parts.sum(0).transpose(1, 2)  # (period, each, heads, T, T)
-    return to_qkv, to_bias.reshape(-1, *bias.shape).sum(0).contiguous()
+    return to_qkv, to_bias.reshape(-1, *bias.shape).sum(0).to(bias.dtype).contiguous()
 
 
 @_attend_backward.register_fake

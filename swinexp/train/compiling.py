@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +16,12 @@ from torch import Generator
 from swinexp.data import Dataset
 from swinexp.mistake import Mistake, first_line
 from swinexp.optim import is_recordable
+from swinexp.swin import operators
 from swinexp.train.batches import augmented
 from swinexp.train.devices import captures, compiles
 from swinexp.train.evaluation import predictions
 from swinexp.train.graph import Captured, CapturedUpdate
+from swinexp.train.options import Trainer
 from swinexp.train.state import State
 from swinexp.train.step import clipped, gradients, restoring
 
@@ -41,7 +46,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
         return None
     began = time.perf_counter()
     if compiled and not state.model.compiled:  # else it is the network of the run before
-        _keep_what_is_compiled()
+        _keep_what_is_compiled(trainer)
         state.model.compile()
     again = False
     try:
@@ -70,13 +75,19 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     return seconds
 
 
-def _keep_what_is_compiled() -> None:
-    """Have torch find a network again that was compiled before, although it has autograd functions of our own: what
-    they do is in the graph that is looked for, so that others are compiled anew."""
+def _keep_what_is_compiled(trainer: Trainer) -> None:
+    """Have torch find a network again that was compiled before, although it has autograd functions of our own.
+
+    What those do is in the graph that is looked for, so that others are compiled anew. Of an operator there is its name
+    alone, and torch 2.11 does not look for the type that autocast chooses: what is kept has both in its tag.
+    """
     from torch._functorch import config
 
     with suppress(AttributeError):  # of a torch that knows no such option
         config.autograd_cache_allow_custom_autograd_functions = True
+    given = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "")
+    known = hashlib.sha256(Path(operators.__file__).read_bytes()).hexdigest()
+    torch.compiler.config.cache_key_tag = f"{given}-{trainer.precision}-{known}"
 
 
 def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:

@@ -86,10 +86,15 @@ def _precision(trainer: Trainer, device: torch.device) -> str:
     return trainer.precision
 
 
+def _dtype(trainer: Trainer, device: torch.device) -> torch.dtype:
+    """Of what matrix products are given."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(_precision(trainer, device), torch.float32)
+
+
 def autocast(trainer: Trainer, device: torch.device) -> AbstractContextManager[Any]:
     """Run matrix products in `trainer.precision`; auto is bf16 on a GPU and fp32 on a CPU."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(_precision(trainer, device))
-    return nullcontext() if half is None else torch.autocast(device.type, half)
+    dtype = _dtype(trainer, device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def build_scaler(trainer: Trainer, device: torch.device) -> GradScaler | None:
@@ -118,8 +123,8 @@ def settle(trainer: Trainer, device: torch.device) -> None:
     else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(device.index or 0)
-        kernels_run(device.index or 0)  # what it has to say, before training
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = trainer.precision == "tf32"
+        kernels_run(device.index or 0, _dtype(trainer, device))  # what it has to say, before training
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from swinexp.config import Run
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 1024}  # 128 fits a CPU's cache: 1.3 times as fast as 512
-# Batches that a run must evaluate for compiling that to pay: some 8 s, and what a batch then takes Python less is
+# Batches that a process must evaluate for compiling that to pay: some 8 s, and what a batch then takes Python less is
 # estimated at 15 ms (docs/performance.md).
 COMPILED_FROM = 500
 
@@ -71,7 +71,7 @@ def predictions(
     device = dataset.mean.device
     batch_size = EVALUATION_BATCH[device.type]
     compiled = isinstance(model, Swin) and model.compiled
-    batches = run.trainer.epochs * (len(dataset.val) // batch_size) * (2 if run.trainer.ema else 1)
+    batches = run.trainer.epochs * (len(dataset.val) // batch_size) * (2 if run.trainer.ema else 1) // size()
     model.eval()
     first, each = (0, 1) if alone else (rank(), size())
     starts = range(first * batch_size, len(split), each * batch_size)
