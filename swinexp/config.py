@@ -48,6 +48,9 @@ class Run:
         check(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³-1", "seed=0")
         allowed = OBJECTIVES + EMA_OBJECTIVES + TEST_OBJECTIVES
         check(bool(self.objectives), "objective", self.objective, "nothing to optimize", "objective=val/accuracy")
+        once = list(dict.fromkeys(self.objectives))
+        twice, instead = "one is there twice", f"objective={once[0] if len(once) == 1 else shown(once)}"
+        check(once == self.objectives, "objective", self.objective, twice, instead)
         for objective in self.objectives:
             one_of("objective", objective, allowed)
             check(

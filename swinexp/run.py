@@ -113,6 +113,7 @@ def _run(
 
     try:
         check_options(overrides)
+        _check_mode(HydraConfig.get())
         run = typed(cfg)
         if run.wandb.images:
             need_matplotlib("wandb.images=true")
@@ -172,6 +173,17 @@ def _run(
         if trial.number is not None and summary.get("pruned"):
             raise Pruned
         return _values(run, summary)
+
+
+def _check_mode(hydra: Any) -> None:
+    """Raise `Mistake` where a search is asked for and one run was begun: all that it is told would have no effect."""
+    searches = hydra.sweeper._target_ == f"{SwinexpOptuna.__module__}.{SwinexpOptuna.__name__}"
+    asked = any(each.startswith(("hydra.mode=", "--run", "-r")) for each in sys.argv)  # Hydra has it always
+    if hydra.mode == RunMode.RUN and searches and not asked:
+        several = "it searches, and this is one run"
+        sweep = hydra.runtime.choices.get("sweep")
+        key, value = ("sweep", sweep) if sweep else ("hydra/sweeper", "swinexp_optuna")
+        check(False, key, value, several, "-m with it for the search, or hydra.mode=RUN for the run")
 
 
 def _composing(hydra: Any) -> list[str]:

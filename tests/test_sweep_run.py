@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from swinexp import HERE
-from swinexp.sweep.storage import open_storage
+from swinexp.mistake import Mistake
+from swinexp.sweep.storage import check_storage, open_storage
 from tests.conftest import SMALL, Command
 from tests.test_mistake import refused
 from tests.test_track import inspect
@@ -425,6 +427,17 @@ def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Pat
         (["window=w2,w4", "hydra.sweeper.enqueue=[{window: w8}]"], "hydra.sweeper.enqueue: window=w8 is not one of w2,w4. Type one that is, or widen it"),
         (["window=w2,w4", "hydra.sweeper.constraints=['size < 3']"], "hydra.sweeper.constraints=size < 3: FIGURE <= NUMBER or FIGURE >= NUMBER in quotes, with one of parameters, flops, activations. Type "),
         (["window=w2,w4", "hydra.sweeper.custom_search_space=no.where"], "hydra.sweeper.custom_search_space=no.where: it cannot be imported ("),
+        (["window=w2,w4", "hydra.sweeper.custom_search_space=os.sep"], "hydra.sweeper.custom_search_space=os.sep: it is no function. Type MODULE.FUNCTION"),
+        (["window=w2,w4", "hydra.sweeper.custom_search_space=os.chdir", "hydra.sweeper.dry_run=1"], "hydra.sweeper.custom_search_space=os.chdir: it fails (TypeError: "),
+        (["window=w2,w4", "hydra.sweeper.sampler.name=null"], "hydra/sweeper/sampler=null: one of tpe, gp, cmaes, nsgaii, nsgaiii, qmc, random, grid, brute_force, ablation. Type hydra/sweeper/sampler=tpe"),
+        (["window=w2,w4", "~hydra.sweeper.pruner.name"], "hydra/sweeper/pruner=null: one of none, asha, "),
+        (["optimizer.lr=range(1e-3,1e-2)"], "optimizer.lr=range(1e-3,1e-2): its step of 1 is longer than the range. Type optimizer.lr=range(0.001,0.01,0.00225)"),
+        (["window=w2,w4", "objective=[val/loss,val/loss]"], "objective=[val/loss,val/loss]: one is there twice. Type objective=val/loss"),
+        ([LR, "window=w2,w4", "hydra.sweeper.conditional=[{when: {optimizer.lr: 1e-3}, params: {seed: '0,1'}}]"], "hydra.sweeper.conditional={when: {optimizer.lr: 0.001}}: hardly ever so: an interval has no end of values. "),
+        (["trainer.epochs=range(1,4)", "hydra.sweeper.conditional=[{when: {trainer.epochs: '<3'}, params: {seed: '0,1'}}]"], "hydra.sweeper.conditional={when: {trainer.epochs: <3}}: never so: trainer.epochs is one of range(1,4). Type trainer.epochs: 1"),
+        (["window=w2,w4", "hydra.sweeper.conditional=[{when: {window: []}, params: {seed: '0,1'}}]"], "hydra.sweeper.conditional={when: {window: []}}: there is no value in it. Type window: w2"),
+        (["window=w2,w4", "hydra.sweeper.conditional=[{when: {}, params: {seed: '0,1'}}]"], "hydra.sweeper.conditional={when: {}}: there is nothing in it. Type for example {when: {optimizer: sgd}}"),
+        (["window=w2,w4", "hydra.sweeper.conditional=[{when: {window: w2}, params: {}}]"], "hydra.sweeper.conditional={params: {}}: there is nothing in it. "),
         (["window=w2,w4", "hydra.sweeper.warm_start=nowhere"], "hydra.sweeper.warm_start=nowhere: no sweep's folder. Type one that has a study.json, such as outputs/sweeps/NAME"),
         (["optimizer.lr=interval(0,1)", "hydra/sweeper/sampler=grid"], "optimizer.lr=interval(0,1): an interval has no grid. Type "),
         (["window=w2,w4", "hydra/sweeper/sampler=cmaes"], "hydra/sweeper/sampler=cmaes: it needs two numbers to vary at least, and here there are 0. Type hydra/sweeper/sampler=tpe"),
@@ -448,6 +461,43 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     told = refused([*SWEEP, *arguments], capsys, monkeypatch)
     assert told.startswith(line)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-m", "sweep=quickstart,grid"], "sweep=quickstart,grid: a sweep at a time. Type sweep=quickstart, and then the others"),
+        (["sweep=quickstart,grid"], "sweep=quickstart,grid: a sweep at a time. "),
+        (["hydra/sweeper=swinexp_optuna", "hydra.sweeper.n_trials=2", *SMALL], "hydra/sweeper=swinexp_optuna: it searches, and this is one run. Type -m with it for the search, or hydra.mode=RUN for the run"),
+    ],
+)  # fmt: skip
+def test_what_would_search_nothing_is_refused(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert refused(arguments, capsys, monkeypatch).startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_is_not_looked_for_in_another_storage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = {"name": "one", "storage": "sqlite:////moved/from/here/study.db"}
+    folder_of(tmp_path).mkdir(parents=True)
+    (folder_of(tmp_path) / "study.json").write_text(json.dumps(record))
+    assert refused([*SWEEP, "window=w2,w4", "storage=journal"], capsys, monkeypatch) == (
+        "hydra.sweeper.storage=journal: the study of outputs/sweeps/one is kept in "
+        "sqlite:////moved/from/here/study.db. Type storage=sqlite, or hydra.sweeper.study_name=ANOTHER_NAME"
+    )
+    for there, storage, url, same in (
+        (record["storage"], "sqlite", "sqlite:////here/study.db", True),
+        ("postgres", "postgres", "postgresql://host/db", True),
+        ("postgres", "sqlite", "sqlite:////here/study.db", False),
+        ("sqlite:///mine", "sqlite:///mine", "sqlite:///mine", True),
+        ("sqlite:///mine", "sqlite:///yours", "sqlite:///yours", False),
+    ):
+        (folder_of(tmp_path) / "study.json").write_text(json.dumps({"storage": there}))
+        with nullcontext() if same else pytest.raises(Mistake, match="is kept in"):
+            check_storage(folder_of(tmp_path) / "study.json", storage, url)
 
 
 def test_a_misspelt_key_of_the_search_is_told_with_the_one_that_is_meant(
@@ -500,3 +550,13 @@ def test_a_sweep_that_ends_by_failures_leaves_its_report(jobs: int, tmp_path: Pa
     assert done.stderr.splitlines()[-1].endswith("Mend what failed, and the same command goes on")
     assert "KeyError: 'typo'" in done.stdout
     assert {row["state"] for row in results(tmp_path)} == {"failed"}
+
+
+def test_a_sweep_of_which_each_trial_failed_is_no_success(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "broken.py").write_text("def space(config, trial):\n    raise KeyError('typo')\n")
+    done = command(*SWEEP, LR, "hydra.sweeper.custom_search_space=broken.space", "hydra.sweeper.n_trials=1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "swinexp: study one ended: each of its trials failed. Mend what failed, and the same command goes on"
+    )
+    assert "in space" in (folder_of(tmp_path) / "0" / "error.txt").read_text()

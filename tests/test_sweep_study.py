@@ -535,7 +535,7 @@ def test_another_direction_is_refused() -> None:
         study_of(directions=["maximize"])
     assert str(told.value) == (
         "hydra.sweeper.direction=maximize: study sweep is there already, and its direction is minimize. "
-        "Type hydra.sweeper.study_name=ANOTHER_NAME, or remove sweep"
+        "Type hydra.sweeper.study_name=ANOTHER_NAME for another objective, or remove sweep"
     )
     with pytest.raises(Mistake, match="direction=minimize,maximize"):
         study_of(directions=["minimize", "maximize"])
@@ -783,7 +783,7 @@ def test_a_list_cannot_change_within_a_study() -> None:
     study.agree({"space": {"x": "1,2"}})
     run(study, 1.0)
     wider = study_of("hydra.sweeper.allow_space_change=true", space=["x=1,2,3"])
-    with pytest.raises(Mistake, match=r"x=1,2,3: a study can change the ends of an interval, not the values of a list"):
+    with pytest.raises(Mistake, match=r"x=1,2,3: a study can change the ends of an interval, not its scale or kind, n"):
         wider.agree({"space": {"x": "1,2,3"}})
 
 
@@ -814,8 +814,11 @@ def test_what_a_custom_space_raises_fails_the_trial() -> None:
         study.claim()
     assert states(study) == ["FAIL"]
     assert study.trials[0].user_attrs[ERROR] == {"kind": "bug", "line": "KeyError: 'typo'"}
+    assert "in broken" in (study.folder / "0" / "error.txt").read_text()
+    assert study.failed()
     study.space.custom = None
     run(study, 1.0)
+    assert not study.failed()
 
 
 def test_epochs_that_the_study_is_not_told_of_are_progress_too() -> None:

@@ -12,14 +12,17 @@ import yaml
 from omegaconf import OmegaConf
 
 from swinexp.explain.conf import NAMED, file_of, file_shown, is_group, options_of, search_keys, settings
-from swinexp.explain.line import ALSO_CALLED
-from swinexp.mistake import Mistake, closest, first_line, shown
+from swinexp.explain.line import ALSO_CALLED, one_value
+from swinexp.mistake import Mistake, check, closest, first_line, shown
 
 
 def check_files(arguments: Sequence[str]) -> None:
     """Raise `Mistake`, or YAML's error, for a sweep's or an experiment's file that Hydra would misread."""
     for argument in arguments:
         group, _, option = argument.lstrip("+").partition("=")
+        if group == "sweep":
+            one = one_value(argument)
+            check(one == argument, "sweep", option, "a sweep at a time", f"{one}, and then the others")
         path = file_of(group, option)
         if group not in NAMED or not path.is_file():
             continue

@@ -45,6 +45,7 @@ def check_change(space: Space, trials: Sequence[FrozenTrial], folder: Path) -> N
     for parameter in space.all():
         if not compatible(before.get(parameter.name, parameter.distribution), parameter.distribution):
             raise Mistake(
-                f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not the values of "
-                f"a list. Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={folder}"
+                f"{parameter.key}={parameter.typed}: a study can change the ends of an interval, not its scale or "
+                "kind, nor the values of a list. "
+                f"Type hydra.sweeper.study_name=ANOTHER_NAME hydra.sweeper.warm_start={folder}"
             )

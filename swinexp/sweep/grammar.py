@@ -42,6 +42,18 @@ def build_space(
         else:
             space.fixed.append(override.input_line or f"{key}={override.get_value_element_as_str()}")
     for each in conditional:
+        for part, example in (
+            (each.when, "{when: {optimizer: sgd}}"),
+            (each.params, "{params: {optimizer.momentum: 0.8,0.9}}"),
+        ):
+            name = "when" if part is each.when else "params"
+            check(
+                bool(part),
+                f"{WHERE}.conditional",
+                f"{{{name}: {{}}}}",
+                "there is nothing in it",
+                f"for example {example}",
+            )
         parameters = {}
         for override in parser.parse_overrides([f"{key}={text(value)}" for key, value in each.params.items()]):
             key = override.get_key_element()
@@ -57,16 +69,9 @@ def build_space(
                 f"{key} is not varied before; {', '.join(known) or 'nothing'} is",
                 f"{key}=a,b beside it",
             )
-            when[key] = [text(value) for value in (values if isinstance(values, list | tuple) else [values])]
-            for value in when[key]:
-                possible = known[key].distribution
-                check(
-                    not isinstance(possible, CategoricalDistribution) or value in map(text, possible.choices),
-                    f"{WHERE}.conditional",
-                    f"{{when: {{{key}: {value}}}}}",
-                    f"never so: {key} is one of {known[key].typed}",
-                    f"{key}: {text(known[key].extremes()[0])}",
-                )
+            listed = values if isinstance(values, list | tuple) else [values]
+            when[key] = [text(value) for value in listed]
+            _check_values(known[key], listed)
         space.conditional.append((when, parameters))
     different = {
         one.key for one in space.all() for other in space.all() if one.key == other.key and one != other
@@ -75,6 +80,23 @@ def build_space(
         for key in different & parameters.keys():
             parameters[key] = replace(parameters[key], condition=condition_of(when))
     return space
+
+
+def _check_values(parameter: Parameter, values: Sequence[Any]) -> None:
+    """Raise `Mistake` for the values of a condition, where there are none or one of them is never so."""
+    key, possible = parameter.key, parameter.distribution
+    first = text(parameter.extremes()[0])
+
+    def told(condition: bool, value: Any, problem: str, instead: str) -> None:
+        check(condition, f"{WHERE}.conditional", f"{{when: {{{key}: {text(value)}}}}}", problem, instead)
+
+    told(bool(values), values, "there is no value in it", f"{key}: {first}")
+    smooth = isinstance(possible, FloatDistribution) and possible.step is None
+    told(not smooth, values[0], "hardly ever so: an interval has no end of values", f"{key}=a,b or range(…) to vary it")
+    choices = [*map(text, possible.choices)] if isinstance(possible, CategoricalDistribution) else None
+    for value in values:
+        there = parameter.has(value) if choices is None else text(value) in choices
+        told(there, value, f"never so: {key} is one of {parameter.typed}", f"{key}: {first}")
 
 
 def _parameter(key: str, override: Override, options: Callable[[str], Sequence[str]]) -> Parameter:
@@ -158,6 +180,8 @@ def _range(value: RangeSweep, bad: Callable[[str, str], Mistake]) -> BaseDistrib
         raise bad("a range has even steps; log is for intervals", f"tag(log,interval({low:g},{high:g}))")
     if not low < high or step <= 0:
         raise bad("a range goes up, in steps above 0", "range(1,5)")
+    if low + step > high + 1e-9 * step:
+        raise bad(f"its step of {step:g} is longer than the range", f"range({low:g},{high:g},{(high - low) / 4:g})")
     if all(isinstance(number, int) for number in (low, high, step)):
         return IntDistribution(int(low), int(low + (high - low) // step * step), step=int(step))
     last = low + math.floor((high - low) / step + 1e-9) * step

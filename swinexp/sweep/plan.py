@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from swinexp.explain import no_constraint
 from swinexp.folder import incidental, published
-from swinexp.mistake import Mistake, check, first_line, leaves
+from swinexp.mistake import Mistake, check, first_line, leaves, one_line
 from swinexp.ranks import size
 from swinexp.sweep.board import shown_params
 from swinexp.sweep.grammar import build_space
@@ -113,6 +113,7 @@ def _custom(name: str) -> Callable[[DictConfig, optuna.trial.BaseTrial], object]
     except (ImportError, ValueError, AttributeError) as error:
         problem = f"it cannot be imported ({first_line(error)})"
         raise Mistake(f"{WHERE}.custom_search_space={name}: {problem}. Type MODULE.FUNCTION") from None
+    check(callable(found), f"{WHERE}.custom_search_space", name, "it is no function", "MODULE.FUNCTION")
     return found
 
 
@@ -227,7 +228,13 @@ def dry_run(plan: Plan, config: DictConfig, context: HydraContext) -> None:
             break
         study.sampler = build_sampler(opts, space, seed, index)
         trial = study.ask()
-        point = space.suggest(trial)
+        try:
+            point = space.suggest(trial)
+        except Exception as error:  # of hydra.sweeper.custom_search_space
+            if space.custom is None or isinstance(error, Mistake):
+                raise
+            problem = f"it fails ({type(error).__name__}: {one_line(error)})"
+            raise Mistake(f"{WHERE}.custom_search_space={opts.custom_search_space}: {problem}. Mend it") from error
         if as_key(point) in listed and trains_once(opts, space, every):
             study.tell(trial, state=TrialState.PRUNED)
             continue

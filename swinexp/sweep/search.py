@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from swinexp.mistake import Mistake, check, closest, first_line, one_of, shown
+from swinexp.mistake import Mistake, check, closest, first_line, nearest, one_of, shown
 from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.space import Point, Space
 
@@ -136,7 +136,9 @@ def check_search(options: Options, space: Space, directions: list[str], curves: 
 
     `curves`: the objective has a value after each epoch.
     """
-    name, pruner = options.sampler["name"], options.pruner["name"]
+    name, pruner = options.sampler.get("name"), options.pruner.get("name")
+    for group, given, names in ((SAMPLER, name, [*SAMPLERS, *EVERY_POINT]), (PRUNER, pruner, [*PRUNERS])):
+        check(given in names, group, given, f"one of {', '.join(names)}", f"{group}={nearest(str(given), names)}")
     several = len(directions) > 1
     numbers = [p for p in space.parameters.values() if not isinstance(p.distribution, CategoricalDistribution)]
     one = f"it takes one objective, not {len(directions)}"

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
+from swinexp.folder import kept
 from swinexp.mistake import Mistake, one_line
 from swinexp.sweep.patience import is_away
 
@@ -49,6 +50,23 @@ def url_of(storage: str | None, folder: Path) -> str:
             f"Type storage=postgres, with {SERVER}=ADDRESS in the environment"
         )
     return name
+
+
+def check_storage(record: Path, storage: str, url: str) -> None:
+    """Raise `Mistake` where a sweep's study.json says that its study is kept elsewhere than in `url`, which `storage`
+    stands for: one of the same name there would be another study, with this one's trials in its folder."""
+    there = str(kept(record)["storage"])
+
+    def place(url: str) -> str:  # of a folder that may have been moved
+        return next((name for name, file in FILES.items() if url.startswith(name) and url.endswith(f"/{file}")), url)
+
+    if place(there) != place("postgres" if storage == "postgres" else url):
+        known = place(there)
+        instead = f"storage={known}" if known in (*FILES, "postgres") else f"hydra.sweeper.storage={known}"
+        raise Mistake(
+            f"hydra.sweeper.storage={shown_url(storage)}: the study of {record.parent} is kept in {shown_url(there)}. "
+            f"Type {instead}, or hydra.sweeper.study_name=ANOTHER_NAME"
+        )
 
 
 def _server() -> str:

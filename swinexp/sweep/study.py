@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from swinexp.folder import remove_empty
+from swinexp.folder import remove_empty, write_text
 from swinexp.mistake import Ended, Mistake, one_line
 from swinexp.sweep.agreement import alike, check_change, difference, trains_alike
 from swinexp.sweep.budget import Budget, Enough
@@ -118,7 +119,8 @@ class Study:
         if there != list(directions):
             raise Mistake(
                 f"hydra.sweeper.direction={','.join(directions)}: study {name} is there already, and its direction is "
-                f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME, or remove {self.folder}"
+                f"{','.join(there)}. Type hydra.sweeper.study_name=ANOTHER_NAME for another objective, or remove "
+                f"{self.folder}"
             )
 
     def _created(self, storage: Any, directions: Sequence[StudyDirection]) -> optuna.Study:
@@ -275,7 +277,7 @@ class Study:
             except Exception as error:
                 if self.space.custom is None or isinstance(error, Ended):  # not of hydra.sweeper.custom_search_space
                     raise
-                self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
+                self.crashed(trial, error)
                 raise Nothing from error
             other = self.patience(lambda: self._settled(trial))  # noqa: B023
             if other is None:
@@ -384,6 +386,11 @@ class Study:
         every = {as_key(point) for point in self.every}
         return sum(as_key(trial.params or trial.system_attrs.get("fixed_params", {})) in every for trial in done)
 
+    def failed(self) -> bool:
+        """Whether all that was trained failed, each trial of it."""
+        done = [trial.state for trial in self.trials if trial.state.is_finished() and counts(trial)]
+        return bool(done) and all(state == TrialState.FAIL for state in done)
+
     def mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has it: it may have been taken for dead."""
         return self._with_me(trial) == TrialState.RUNNING
@@ -432,6 +439,13 @@ class Study:
     def fail(self, trial: optuna.Trial, kind: str, line: str) -> bool:
         """Write down that a trial failed, and why."""
         return self.tell(trial, TrialState.FAIL, attributes={ERROR: {"kind": kind, "line": line}})
+
+    def crashed(self, trial: optuna.Trial, error: BaseException) -> None:
+        """Write down that a trial failed for a bug, whose traceback goes into its folder."""
+        folder = self.folder / str(trial.number)
+        folder.mkdir(exist_ok=True)
+        write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+        self.fail(trial, "bug", f"{type(error).__name__}: {one_line(error)}")
 
     def give_back(self, trial: optuna.Trial) -> None:
         """Queue an interrupted trial again; whoever looks next does where the server is away."""

@@ -31,6 +31,7 @@ from swinexp.sweep.patience import Away
 from swinexp.sweep.plan import Plan, dry_run, plan, rehearse
 from swinexp.sweep.ranking import distinct, ranked
 from swinexp.sweep.space import Parameter
+from swinexp.sweep.storage import check_storage
 from swinexp.sweep.study import Study
 from swinexp.sweep.trials import by_key
 from swinexp.sweep.worker import Launch, Worker
@@ -59,7 +60,9 @@ def sweep(
         _work(what, launch)
         return
     record = what.folder / "study.json"
-    if not record.exists():
+    if record.exists():
+        check_storage(record, what.options.storage or "sqlite", what.url)
+    else:
         _check_new(what.folder, config)
         rehearse(what.space, config, context)
     with ExitStack() as opened:
@@ -98,8 +101,9 @@ def sweep(
                 study.finished(study.trials) + waiting,
             )
         _leave(study, top, what, str(enough))
-    if enough.failed:
-        raise Ended(f"study {study.name} ended: {enough}. Mend what failed, and the same command goes on")
+    if enough.failed or study.failed():
+        why = str(enough) if enough.failed else "each of its trials failed"
+        raise Ended(f"study {study.name} ended: {why}. Mend what failed, and the same command goes on")
 
 
 def _check_new(folder: Path, config: DictConfig) -> None:

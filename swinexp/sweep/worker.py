@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ from hydra.errors import HydraException
 from optuna.trial import TrialState
 
 from swinexp.explain import explain
-from swinexp.folder import write_text
 from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.patience import Away
@@ -139,10 +137,8 @@ class Worker:
             case _:
                 kind = kind_of(error)
                 if kind == "bug":
-                    text = "".join(traceback.format_exception(error))
-                    folder = self.study.folder / str(trial.number)
-                    folder.mkdir(exist_ok=True)
-                    write_text(folder / "error.txt", text)
+                    self.study.crashed(trial, error)
+                    return
                 if "torch" in sys.modules and kind == "out of memory":
                     sys.modules["torch"].cuda.empty_cache()
                 name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
