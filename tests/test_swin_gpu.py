@@ -183,8 +183,10 @@ def test_what_the_kernels_do_not_know_takes_the_plain_code(monkeypatch: pytest.M
 
 
 @pytest.fixture
-def untried() -> Iterator[None]:
+def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No GPU was asked yet, and none will have been."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
     gpu.kernels_run.cache_clear()
     yield
     gpu.kernels_run.cache_clear()
@@ -218,6 +220,22 @@ def test_kernels_that_give_other_values_are_not_taken(
     monkeypatch.setattr(gpu, "differences_tried", lambda *_: apart)
     assert not gpu.kernels_run(0, torch.bfloat16)
     assert "give other values than the plain code" in caplog.text
+
+
+@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@pytest.mark.usefixtures("untried")
+def test_triton_keeps_all_kernels_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    usual = knobs.cache.dir
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(gpu, "differences_tried", lambda *_: 0.0)
+    assert gpu.kernels_run(0, torch.bfloat16)
+    assert os.environ["TRITON_CACHE_DIR"] == usual
+    gpu.kernels_run.cache_clear()
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    assert gpu.kernels_run(0, torch.bfloat16)
+    assert os.environ["TRITON_CACHE_DIR"] == "mine"
 
 
 @pytest.mark.usefixtures("untried")

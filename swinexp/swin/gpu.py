@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 from functools import cache
 
 import torch
@@ -51,6 +52,10 @@ def kernels_run(index: int, dtype: torch.dtype) -> bool:
     if not TRITON or torch.cuda.get_device_capability(index) < (8, 0):
         return False
     try:
+        from triton import knobs
+
+        # Where torch's compiler would otherwise have Triton look elsewhere, from its own first kernel on.
+        os.environ.setdefault("TRITON_CACHE_DIR", knobs.cache.dir)
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
             apart = differences_tried(torch.device("cuda", index), dtype)
     except Exception as error:  # a compiler's, Triton's or torch's
