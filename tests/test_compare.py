@@ -466,7 +466,7 @@ def test_conditions_are_read_with_spaces_too() -> None:
         (["where=optimiser.lr<1"], "where=optimiser.lr<1: the runs have no such key"),
         (["where=seed<abc"], "where=seed<abc: seed is a number. Type 'where=seed<0'"),
         (["where=optimizer.name<3"], "where=optimizer.name<3: optimizer.name is adamw, which is not compared so."),
-        (["where=seed>7"], "where=seed>7: no run is left. Type other conditions, or none"),
+        (["where=seed>7"], "where=seed>7: no run is left; seed is 0"),
         (["base=window.size=8"], "base=window.size=8: no group is called so; window.size is one of "),
         (["nowhere"], "nowhere: is no folder. Type a run's folder, or one of several: outputs/runs/"),
         (["--csv"], "--csv: there are no options but KEY=VALUE. Type csv=VALUE"),

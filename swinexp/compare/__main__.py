@@ -69,8 +69,6 @@ class Comparison:
 def compare(request: Request, paths: Sequence[str]) -> Comparison:
     """The runs in folders, as asked for. Raises `Mistake`."""
     runs = selected(find(paths), request.where)
-    if not runs:
-        raise Mistake(f"where={request.where[-1]}: no run is left. Type other conditions, or none")
     complete = [run for run in runs if run.state == COMPLETE]
     if not complete:
         states = Counter(run.state for run in runs)

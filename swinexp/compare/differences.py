@@ -162,7 +162,11 @@ def selected(runs: Sequence[Found], conditions: Iterable[str]) -> list[Found]:
                 told = f"{key} is {shown(has)}, which is not compared so"
                 raise Mistake(f"where={text}: {told}. Type 'where={key}={shown(has)}'") from None
 
+        there = dict.fromkeys(shown(value(run, key)) for run in kept)
         kept = [run for run in kept if keeps(run)]
+        if not kept:
+            values = ", ".join([*there][:8]) + (", …" if len(there) > 8 else "")
+            raise Mistake(f"where={text}: no run is left; {key} is {values} in them. Type other conditions, or none")
     return kept
 
 
