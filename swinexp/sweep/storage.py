@@ -206,7 +206,7 @@ def unusable(url: str, error: Exception) -> Mistake:
 def shown_url(url: str) -> str:
     """Without a server's passwords."""
     kind, _, rest = url.partition("://")
-    if rest.startswith("/"):  # a file
+    if not rest or rest.startswith("/"):  # a word, a file
         return url
     _, at, place = rest.rpartition("@")
     host, query, _ = place.partition("?")
