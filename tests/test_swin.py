@@ -216,6 +216,7 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
             ["model.heads=[3,2]"],
             r"model\.heads=\[3,2\]: 3 heads do not divide the width of stage 1, 16 .* Type model.heads=\[2,2\]",
         ),
+        (["model.heads=[3,5]"], r"model\.heads=\[3,5\]: 3 heads do not divide .* Type model.heads=\[2,4\]"),
         (["model.heads=[1]"], r"model\.heads=\[1\]: one number of heads for each of the 2 stages"),
         (
             ["model.depths=[1,1,1,1]", "model.heads=[1,1,1,1]"],

@@ -47,16 +47,15 @@ class Model:
             f"one number of heads for each of the {len(self.depths)} stages of model.depths={shown(self.depths)}",
             f"model.heads={shown([2 * 2**stage for stage in range(len(self.depths))])}",
         )
-        for stage, heads in enumerate(self.heads):
-            width = self.dim * 2**stage
-            fitting = [n for n in range(1, width + 1) if width % n == 0]
-            nearest = min(fitting, key=lambda n: abs(n - heads))
+        widths = [self.dim * 2**stage for stage in range(len(self.heads))]
+        fitting = [_fitting(heads, width) for heads, width in zip(self.heads, widths, strict=True)]
+        for stage, (heads, width) in enumerate(zip(self.heads, widths, strict=True)):
             check(
-                heads in fitting,
+                heads == fitting[stage],
                 "model.heads",
                 self.heads,
                 f"{heads} heads do not divide the width of stage {stage + 1}, {width} (model.dim={self.dim})",
-                f"model.heads={shown([*self.heads[:stage], nearest, *self.heads[stage + 1 :]])}",
+                f"model.heads={shown(fitting)}",
             )
         check(
             1 / self.dim <= self.mlp_ratio < math.inf,
@@ -194,3 +193,8 @@ def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> No
         f"{fitting} do",
         f"window.size={min(fitting, key=lambda size: abs(size - window.size))}",
     )
+
+
+def _fitting(heads: int, width: int) -> int:
+    """The number of heads nearest to this one that divides a stage's width."""
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
