@@ -57,7 +57,9 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as one types it: `null`, `true`, and lists without spaces."""
+    """A value as one types it: `null`, `true`, and lists and mappings without spaces."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(shown(item) for item in value)}]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -418,6 +418,8 @@ def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Pat
         (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: "),
         (["trainer.epochs=many,few"], "trainer.epochs=many: a whole number is needed. Type for example trainer.epochs=1"),
         (["trainer.epochs=3"], "hydra.sweeper.params={}: nothing is varied. Type 'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"),
+        (["hydra.sweeper.params={optimizer.lr:[1e-3,1e-2]}"], "hydra.sweeper.params={optimizer.lr:[0.001,0.01]}: nothing is varied. Type optimizer.lr=0.001,0.01"),
+        (["hydra.sweeper.params={optimizer.lr:1e-3}"], "hydra.sweeper.params={optimizer.lr:0.001}: nothing is varied. Type 'optimizer.lr="),
         (["window=w2,w4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: at least 1. Type hydra.sweeper.n_trials=1"),
         (["window=w2,w4", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: a whole number is needed. Type for example hydra.sweeper.n_trials=1"),
         (["window=w2,w4", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up: one of minimize, maximize. Type hydra.sweeper.direction=minimize"),
@@ -450,7 +452,7 @@ def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Pat
         (["window=w2,w4", "hydra.sweeper.sampler.seed=abc"], "hydra.sweeper.sampler.seed=abc: a whole number, at least 0. Type hydra.sweeper.sampler.seed=0"),
         (["window=w2,w4", "hydra/sweeper/pruner=asha", "hydra.sweeper.pruner.reduction_factor=2.5"], "hydra.sweeper.pruner.reduction_factor=2.5: hydra/sweeper/pruner=asha takes a whole number. "),
         (["window=w2,w4", "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.interval_steps=1.5"], "hydra.sweeper.pruner.interval_steps=1.5: hydra/sweeper/pruner=median takes a whole number. "),
-        (["window=w2,w4", "hydra.sweeper.constraints='parameters <= 1e5'"], "hydra.sweeper.constraints=parameters <= 1e5: a list is needed. Type for example hydra.sweeper.constraints='[\"parameters <= 1e5\"]'"),
+        (["window=w2,w4", "hydra.sweeper.constraints='parameters <= 1e5'"], "hydra.sweeper.constraints=parameters <= 1e5: a list is needed. Type 'hydra.sweeper.constraints=[\"parameters <= 1e5\"]'"),
         (["window=w2,w4", "hydra.sweeper.top_k=2", "hydra.sweeper.top_seeds=1"], "hydra.sweeper.top_seeds=1: more than seeds. Type hydra.sweeper.top_seeds=3"),
     ],
 )  # fmt: skip

@@ -3,11 +3,12 @@
 `check_…` look before Hydra does, `explain` is asked for what it then raises. Nothing heavy is imported here either.
 """
 
-from swinexp.explain.conf import NAMED, settings
+from swinexp.explain.conf import NAMED, file_of, settings
 from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, NO_SUCH_FOLDER, OF_A_SWEEP, explain
 from swinexp.explain.files import check_best, check_files, slip
 from swinexp.explain.line import check_flags, check_options, check_single
-from swinexp.explain.override import no_constraint, no_option
+from swinexp.explain.override import no_option
+from swinexp.explain.shapes import SWEEPER, misshapen, no_constraint, several_lists
 
 __all__ = [
     "NAMED",
@@ -15,14 +16,18 @@ __all__ = [
     "NO_SUBMITIT",
     "NO_SUCH_FOLDER",
     "OF_A_SWEEP",
+    "SWEEPER",
     "check_best",
     "check_files",
     "check_flags",
     "check_options",
     "check_single",
     "explain",
+    "file_of",
+    "misshapen",
     "no_constraint",
     "no_option",
     "settings",
+    "several_lists",
     "slip",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,10 +15,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from swinexp.explain.conf import all_groups, file_of, keys_of, list_of, options_of, search_keys
+from swinexp.explain.conf import all_groups, file_of, file_shown, keys_of, list_of, options_of, search_keys
 from swinexp.explain.line import ALSO_CALLED, as_typed
+from swinexp.explain.shapes import SWEEPER, misshapen, no_constraint
 from swinexp.mistake import closest, first_line, leaves, nearest, shown
-from swinexp.sweep.trial import FACTS
 
 NO = ("none", "null", "no", "off", "false", "disable")
 FUNCTIONS = ("interval", "range", "tag", "choice", "log", "shuffle", "sort", "glob", "int", "float", "str", "bool")
@@ -24,15 +26,19 @@ FUNCTIONS = ("interval", "range", "tag", "choice", "log", "shuffle", "sort", "gl
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
     """One line for an option that a group does not have."""
-    best = "disabled" if option.lower() in NO and "disabled" in options else nearest(option, options)
-    return f"{group}={option}: no such option; there are {', '.join(options) or 'none'}. Type {group}={best}"
+    told = f"{group}={option}: no such option; there are {', '.join(options) or 'none'}"
+    if "*" in option and fnmatch.filter(options, option):
+        return f"{told}. Type -m '{group}=glob({option})' for each of them"
+    nothing = [each for each in ("disabled", "none") if option.lower() in NO and each in options]
+    return f"{told}. Type {group}={[*nothing, nearest(option, options)][0]}"
 
 
 def bad_group_value(arguments: Sequence[str]) -> str | None:
+    """For null, a number or the like in an option's place."""
     for argument in arguments:
         group, _, value = argument.partition("=")
         options = options_of(group)
-        if options and value not in options:
+        if options and value not in options and not isinstance(_read(argument), str | list):
             return no_option(group, value, options)
     return None
 
@@ -93,7 +99,27 @@ def no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str]
     return f"{key}={value}: no such key; {where} {', '.join(siblings)}. {instead}"
 
 
-def wrong_type(error: ValidationError) -> str:
+def _read(argument: str) -> Any:
+    """The value of an override; its text where it is none."""
+    try:
+        return OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        return argument
+
+
+def unmerged(override: str) -> str:
+    """For an override that has a list where there is a mapping, or the other way round."""
+    key, value = override.lstrip("+").partition("=")[0], _read(override)
+    of_search = key.startswith(f"{SWEEPER}.")
+    if of_search and (line := misshapen(key.removeprefix(f"{SWEEPER}."), value)) is not None:
+        return line
+    if isinstance(value, dict):
+        return f"{key}={shown(value)}: a list is needed. Type for example {key}={_quoted(list_of(key) or ['VALUE'])}"
+    return f"{key}={shown(value)}: it has keys of its own, and is no value. Type {key}.KEY=VALUE"
+
+
+def wrong_type(error: ValidationError, within: Path | None = None) -> str:
+    """One line for a value of another type than is needed; `within` is the file where it stands, if it is known."""
     message, key, value = first_line(error), re.sub(r"\[\d+\]$", "", str(error.full_key)), error.value
     if str(value).endswith(".0") and "to Integer" in message and key == error.full_key:
         return f"{key}={value}: a whole number is needed. Type {key}={str(value).removesuffix('.0')}"
@@ -109,9 +135,14 @@ def wrong_type(error: ValidationError) -> str:
         "type 'float'": ("a number is needed", "0.1"),
         "type 'bool'": ("true or false is needed", "true"),
     }
+    if one := re.search(r"expected one of \[(.+)\]", message):
+        kinds = {message: (f"one of {one[1]}", nearest(str(value), one[1].split(", ")))}
     problem, example = next((kind for text, kind in kinds.items() if text in message), (message, "VALUE"))
     if key != error.full_key:
         problem, example = f"{problem} in the list", _quoted(list_of(key) or [example, example])
+    if within is not None and key:
+        last = key.rpartition(".")[2]
+        return f"{file_shown(within)}: {key}: {shown(value)}: {problem}. Write for example {last}: {example} there"
     return f"{key}={shown(value)}: {problem}. Type for example {key}={example}"
 
 
@@ -153,12 +184,3 @@ def _searched(value: str) -> str | None:
             return f"tag(log,interval({ends}))"
         return f"range({ends})" if mended.startswith("range") else f"interval({ends})"
     return mended
-
-
-def no_constraint(typed: str) -> str:
-    """One line for a constraint of a sweep that is none."""
-    found = re.fullmatch(r"[\['\"\s]*(\w+)\s*([<>])=?\s*([-+.\de_]+)['\"\]\s]*", typed)
-    figure, sign, bound = found.groups() if found else ("", "<", "7.05e6")
-    instead = f"'hydra.sweeper.constraints=[\"{nearest(figure, FACTS)} {sign}= {bound}\"]'"
-    told = f"FIGURE <= NUMBER or FIGURE >= NUMBER in quotes, with one of {', '.join(FACTS)}"
-    return f"hydra.sweeper.constraints={typed}: {told}. Type {instead}"

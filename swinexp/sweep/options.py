@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from swinexp.explain import explain
+from swinexp.explain import SWEEPER, explain, misshapen
 from swinexp.mistake import Mistake, check, one_of, shown
 
 TERMINATORS = ("regret", "stagnation")
 DIRECTIONS = ("minimize", "maximize")
-WHERE = "hydra.sweeper"
+WHERE = SWEEPER
 
 
 @dataclass
@@ -94,13 +94,11 @@ def options(given: dict[str, Any]) -> Options:
     """The options that Hydra hands over, with their types checked. Raises `Mistake`."""
     cfg = OmegaConf.create(given)
     assert isinstance(cfg, DictConfig)
-    for group in ("sampler", "pruner"):
-        name = given.get(group)
-        check(not isinstance(name, str), f"{WHERE}.{group}", name, "it is a group", f"hydra/sweeper/{group}={name}")
-    params, instead = given.get("params"), "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"
-    told = "it is {KEY: what to try}, and each KEY can be typed without it"
-    check(not isinstance(params, str | int | float), f"{WHERE}.params", params, told, instead)
     try:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        for name, value in plain.items():
+            if (line := misshapen(str(name), value)) is not None:
+                raise Mistake(line)
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), cfg))
     except OmegaConfBaseException as error:
         key = str(error.full_key)

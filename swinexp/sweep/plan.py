@@ -17,7 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.trial import TrialState
 
-from swinexp.explain import no_constraint
+from swinexp.explain import no_constraint, several_lists
 from swinexp.folder import incidental, published
 from swinexp.mistake import Mistake, check, first_line, leaves, one_line
 from swinexp.ranks import size
@@ -69,9 +69,9 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
     check(
         bool(space.parameters) or opts.custom_search_space is not None,
         f"{WHERE}.params",
-        "{}",
+        opts.params or {},
         "nothing is varied",
-        "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny",
+        several_lists(opts.params),
     )
     if opts.custom_search_space is not None:
         space.custom = partial(_custom(opts.custom_search_space), config)
