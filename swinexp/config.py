@@ -92,10 +92,9 @@ def typed(cfg: DictConfig) -> Run:
             schema[group] = OmegaConf.structured(kinds[name])
         run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
     except OmegaConfBaseException as error:
-        value = leaves(OmegaConf.to_container(cfg, resolve=False)).get(str(error.full_key))
-        raise Mistake(
-            _slip(str(error.full_key), schema) or explain(error, [f"{error.full_key}={shown(value)}"])
-        ) from error
+        key, all_of_it = str(error.full_key), leaves(OmegaConf.to_container(cfg, resolve=False))
+        given = [f"{each}={shown(value)}" for each, value in all_of_it.items() if f"{each}.".startswith(f"{key}.")]
+        raise Mistake(_slip(key, schema) or explain(error, given or [f"{key}=null"])) from error
     assert isinstance(run, Run)
     return run
 

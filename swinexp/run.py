@@ -219,7 +219,7 @@ def compose(arguments: list[str], *flags: str) -> DictConfig:
     check_best(where.config_dir, where.config_name)
     check_single(overrides)
     check_options(overrides)
-    check_files(overrides)
+    check_files(overrides, where.config_dir)
     places = create_config_search_path(str(CONF))
     if where.config_dir is not None:
         own = Path(where.config_dir).absolute()
@@ -318,7 +318,7 @@ def cli() -> None:
         given, unknown = get_args_parser().parse_known_args(sys.argv[1:])
         check_flags(sys.argv[1:], unknown)
         check_best(given.config_dir, given.config_name)
-        check_files(sys.argv[1:])
+        check_files(sys.argv[1:], given.config_dir)
         try:
             main()
         except Pruned:  # told to the process that started this one

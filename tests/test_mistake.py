@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("data.root=/my images, 2", "data.root=/my images, 2: a comma parts values. Type \"data.root='/my images, 2'\" for one path, or -m for several"),
         ("quickstart", "quickstart: what it is an option of is missing. Type experiment=quickstart"),
         ("name=7", "name=7: a word is needed, and this is read as none; in quotes of Hydra's own it is one. Type \"name='7'\""),
+        ("model=t*", "model=t*: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type -m 'model=glob(t*)' for each of them"),
+        ("hydra.sweeper.n_jobs=1,2", "hydra.sweeper.n_jobs=1,2: one value is wanted here; only a run's own keys are varied. Type hydra.sweeper.n_jobs=1"),
+        ("hydra.sweeper.params.optimizer.lr=1,2", "hydra.sweeper.params.optimizer.lr=1,2: what is varied is typed without hydra.sweeper.params. Type -m optimizer.lr=1,2"),
+        ("hydra/sweeper/sampler=random", "hydra/sweeper/sampler=random: a search's, and this is none. Type -m hydra/sweeper/sampler=random hydra/sweeper=swinexp_optuna"),
         ("data=image_folder", "data.root=???: it has no default and must be given. Type data.root=FOLDER"),
     ],
 )  # fmt: skip
@@ -101,6 +106,11 @@ def test_the_whole_line(
         ("trainer.lr=0.1", "optimizer.lr=0.1"),
         ("optimzer.lr=3", "optimizer.lr=3"),
         ("+modle=tiny", "model=tiny"),
+        ("+modle.dim=32", "model.dim=32"),
+        ("model=t?ny", "model=tiny"),
+        ("augmentation=null", "augmentation=none"),
+        ("hydra.mode=MULTRUN", "for example hydra.mode=MULTIRUN"),
+        ("model.heads={1:2}", "for example model.heads=[4,8,16]"),
         ("++augmentation.flp=true", "augmentation.flip=true"),
         ("hydra.rum.dir=x", "hydra.run.dir=x"),
         (
@@ -255,6 +265,85 @@ def test_a_misspelt_key_of_a_sweeps_file_is_told(
     assert line.endswith(". Write n_trials there")
 
 
+GLOBAL = "# @package _global_\n"
+SEARCH = f"defaults: [{{{OURS}}}]\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    "
+PACKAGE = "Write # @package _global_ as its first line"
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "line"),
+    [
+        ("sweep", f"{GLOBAL}hydra: {{mode: MULTIRUN, sweepr: {{n_trials: 2}}}}\n", r"sweepr: no such key; hydra has .*\. Write sweeper there"),
+        ("sweep", f"{GLOBAL}hydra: {{mode: MULTIRUN, sweeper: {{n_trials: 2}}}}\n", f"hydra.sweeper.n_trials is a search's, and this is none. Write - {OURS} in its defaults"),
+        ("sweep", f"{GLOBAL}hydra: {{mode: MULTIRUN, sweeper: []}}\n", r"hydra.sweeper: \[\]: it has keys of its own, and is no value. .*"),
+        ("sweep", f"{GLOBAL}hydra: {{mode: MULTRUN}}\n", "hydra.mode: MULTRUN: one of RUN, MULTIRUN. Write for example mode: MULTIRUN there"),
+        ("sweep", f"{GLOBAL}{SEARCH}enqueue: {{seed: 1}}\n", r"hydra.sweeper.enqueue: {seed: 1}: a list of points is needed, .*\. Write enqueue: \[{seed: 1}\] there"),
+        ("sweep", f"{GLOBAL}{SEARCH}conditional: {{when: {{model: nano}}, param: {{seed: '1,2'}}}}\n", r"hydra.sweeper.conditional: .* Write conditional: \[{when: {model: nano}, params: {seed: '1,2'}}\] there"),
+        ("sweep", f"{GLOBAL}{SEARCH}constraints: {{flops: 1e9}}\n", r"hydra.sweeper.constraints: {flops:1e9}: .*\. Write constraints: \[\"flops <= 1e9\"\] there"),
+        ("sweep", f"{GLOBAL}{SEARCH}sampler: random\n", "hydra.sweeper.sampler: random: it is a group. Write - override /hydra/sweeper/sampler: random in its defaults"),
+        ("sweep", f"{GLOBAL}{SEARCH}params: {{optimizer: {{lr: '1,2'}}}}\n", "hydra.sweeper.params: {optimizer: {lr: '1,2'}}: optimizer.lr is one key here, with its dots. Write optimizer.lr: 1,2 there"),
+        ("sweep", f"{GLOBAL}{SEARCH}params: [optimizer.lr]\n", r"hydra.sweeper.params: \[optimizer.lr\]: it is {KEY: what to try}, .* Remove it, and type .*"),
+        ("sweep", f"defaults: [{{{OURS}}}]\n", f"without a package its keys are those of sweep, and no run's. {PACKAGE}"),
+        ("sweep", f"{GLOBAL}defaults: [{{experiment: quickstart}}]\n", "experiment: quickstart: the option of another group is overridden. Write - override /experiment: quickstart in its defaults"),
+        ("sweep", f"{GLOBAL}defaults: [{{override /hydra/sweeper/sampler: grid}}]\nhydra: {{mode: MULTIRUN}}\n", f"hydra/sweeper/sampler is a search's, and this is none. Write - {OURS} in its defaults"),
+        ("experiment", f"{GLOBAL}hydra: {{run: {{dirr: x}}}}\n", "dirr: no such key; hydra.run has dir. Write dir there"),
+        ("experiment", f"{GLOBAL}trainer: []\n", r"trainer: \[\]: it has keys of its own, and is no value. Write KEY: VALUE below it, or remove it"),
+        ("experiment", f"{GLOBAL}trainer:\n", "trainer: null: it has keys of its own, and is no value. .*"),
+        ("experiment", f"{GLOBAL}model: tiny\n", "model: tiny: the option of another group is overridden. Write - override /model: tiny in its defaults"),
+        ("experiment", f"{GLOBAL}model: {{heads: {{a: 1}}}}\n", r"model.heads: {a:1}: a list is needed. Write for example heads: \[4,8,16\] there"),
+        ("experiment", "- trainer\n", "a list, where KEY: VALUE is needed. Write KEY: VALUE, or defaults: above what it lists"),
+        ("experiment", f"{GLOBAL}defaults: [override /modl: tiny]\n", "modl: no such group; there are experiment, sweep, .*, window. Write - override /model: tiny in its defaults"),
+        ("experiment", f"{GLOBAL}defaults: [override model: tiny]\n", "model: tiny: the option of another group is overridden. Write - override /model: tiny in its defaults"),
+        ("experiment", f"{GLOBAL}defaults: [model: tiny]\n", "model: tiny: the option of another group is overridden. Write - override /model: tiny in its defaults"),
+        ("experiment", f"{GLOBAL}defaults: [override /hydra/sweeper/sampler: grid]\n", f"hydra/sweeper/sampler is a search's, and this is none. Write - {OURS} in its defaults"),
+        ("experiment", f"{GLOBAL}defaults:\n  override /model: tiny\n", "defaults: it is a list. Write - before each line of it, as in - override /model: tiny"),
+        ("experiment", "trainer: {epochs: 3}\n", f"without a package its keys are those of experiment, and no run's. {PACKAGE}"),
+        ("experiment", f"{GLOBAL}trainr: {{epochs: 3}}\n", "trainr: no such key; there are name, .*, wandb. Write trainer there"),
+        ("experiment", f"{GLOBAL}trainer: {{epohcs: 3}}\n", "epohcs: no such key; trainer has epochs, .* Write epochs there"),
+        ("model", "defaults: [tiny, override /window: w4]\n", "window: an option of model decides nothing of other groups. Remove it there, and write it in the file of an experiment"),
+        ("model", "defaults: {tiny: 1}\n", "defaults: it is a list. Write - before each line of it, as in - override /model: tiny"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_file_of_ones_own_folder_is_told_with_the_file(
+    group: str, content: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path("own", group, "my-own.yaml")
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    told = refused(["--config-dir=own", f"{group}=my-own"], capsys, monkeypatch)
+    assert re.fullmatch(rf"{file}: {line}", told), told
+
+
+def test_the_experiment_of_a_sweep_is_looked_at_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group, content in (
+        ("experiment", "trainer: {epochs: 3}\n"),
+        ("sweep", f"{GLOBAL}defaults: [{{override /experiment: mine}}]\nhydra: {{mode: MULTIRUN}}\n"),
+    ):
+        Path("own", group).mkdir(parents=True)
+        Path("own", group, "mine.yaml").write_text(content)
+    line = refused(["--config-dir", "own", "sweep=mine"], capsys, monkeypatch)
+    assert line.startswith("own/experiment/mine.yaml: without a package ")
+
+
+def test_the_options_of_ones_own_folder_are_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/minute.yaml").write_text("defaults: [nano, _self_]\n")
+    assert refused(["--config-dir=own", "model=minut"], capsys, monkeypatch).endswith(". Type model=minute")
+    assert "minute" not in refused(["model=minut"], capsys, monkeypatch).partition(": ")[2]  # it is not looked into
+
+
+def test_another_command_tells_of_a_file_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/mine.yaml").write_text(f"{GLOBAL}defaults:\n  override /model: tiny\n")
+    with pytest.raises(SystemExit), run.reported([]):
+        run.compose(["--config-dir=own", "experiment=mine"])
+    assert capsys.readouterr().err.startswith("swinexp: own/experiment/mine.yaml: defaults: it is a list. ")
+
+
 def test_files_of_sweeps_are_whole() -> None:
     for path in SWEEPS.glob("*.yaml"):
         check_files([f"sweep={path.stem}"])
@@ -296,6 +385,12 @@ def test_a_folder_that_cannot_be_made_is_told(
         ("hydra.sweeper.constraints=[few]", "'hydra.sweeper.constraints=[\"parameters <= 7.05e6\"]'"),
         ("hydra.sweeper.params=optimizer.lr", "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or model=nano,tiny"),
         ("hydra.sweeper.direction=max", "hydra.sweeper.direction=maximize"),
+        ("hydra.sweeper.enqueue={trainer.epochs:3}", "'hydra.sweeper.enqueue=[{trainer.epochs:3}]'"),
+        ("hydra.sweeper.constraints={flops:10}", "'hydra.sweeper.constraints=[\"flops <= 10\"]'"),
+        ("hydra/sweeper/pruner=null", "hydra/sweeper/pruner=none"),
+        ("hydra/sweeper/pruner=asha,none", "hydra/sweeper/pruner=asha"),
+        ("+hydra.sweeper.params.seed=1,2", "-m sweep=quickstart seed=1,2"),
+        ("+hydra.sweeper.params.optimizer.eps=1e-6", "optimizer.eps=1e-06"),
         ("hydra.sweeper.sampler=random", "hydra/sweeper/sampler=random"),
         ("hydra.sweeper.study_name=a/b", "hydra.sweeper.study_name=ANOTHER_NAME"),
         ("batch_size=interval(16,64)", "trainer.batch_size=interval(16,64)"),

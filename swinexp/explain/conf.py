@@ -1,7 +1,9 @@
-"""What conf/ and sweeps/ offer, read from their files alone."""
+"""What conf/, sweeps/ and a folder of the user's own offer, read from their files alone."""
 
 from __future__ import annotations
 
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,46 @@ from swinexp import CONF, SWEEPS
 NAMED = ("sweep", "experiment")
 # Lists that no option has, for want of which null stands there.
 LISTS = {"augmentation.jitter": [0.4, 0.4, 0.4, 0.1]}
+_own: list[Path] = []  # the folder of --config-dir, if there is one
+
+
+def look_in(config_dir: str | None) -> None:
+    """Have the options of this folder be found beside those of conf/ and sweeps/, as Hydra does with --config-dir."""
+    _own[:] = [] if config_dir is None else [Path(config_dir)]
+
+
+def _homes(group: str) -> list[Path]:
+    """The folders of a group's options, in the order in which Hydra looks into them."""
+    own = [place / group for place in _own]
+    return [*own, SWEEPS] if group == "sweep" else [CONF / group, *own]
 
 
 def options_of(group: str) -> list[str]:
-    return sorted(path.stem for path in file_of(group, "*").parent.glob("*.yaml")) if group.isidentifier() else []
+    if not all(part.isidentifier() for part in group.split("/")):
+        return []
+    return sorted({path.stem for home in _homes(group) for path in home.glob("*.yaml")})
 
 
 def all_groups() -> list[str]:
     """Those of conf/ and sweep, runs and sweeps with a name first."""
-    return list(dict.fromkeys([*reversed(NAMED), *sorted(path.name for path in CONF.iterdir() if path.is_dir())]))
+    there = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+    return list(dict.fromkeys([*reversed(NAMED), *there]))
 
 
 def file_of(group: str, option: str) -> Path:
-    return (SWEEPS if group == "sweep" else CONF / group) / f"{option}.yaml"
+    """The file of an option; where there is none, it may not exist."""
+    files = [home / f"{option}.yaml" for home in _homes(group)]
+    return next((file for file in files if file.is_file()), files[-1])
+
+
+def is_global(path: Path) -> bool:
+    """Whether a file's keys are the run's and not its group's. Those of sweeps/ need not say it."""
+    head = takewhile(lambda line: line.startswith("#") or not line.strip(), path.read_text().splitlines())
+    return path.parent == SWEEPS or any(re.match(r"#\s*@package\s+_global_", line) for line in head)
 
 
 def file_shown(path: Path) -> str:
-    """A file of conf/ or sweeps/ by these names, any other one whole."""
+    """A file of conf/ or sweeps/ by these names, any other one as it was given."""
     return str(path.relative_to(CONF.parent) if path.is_relative_to(CONF.parent) else path)
 
 
@@ -47,7 +72,7 @@ def keys_of(path: Path) -> list[str]:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """What a file of conf/ or sweeps/ sets; nothing where it cannot be read, for it may be another than is meant."""
+    """What the file of an option sets; nothing where it cannot be read, for it may be another than is meant."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    ConfigTypeError,
     InterpolationKeyError,
     InterpolationResolutionError,
     MissingMandatoryValue,
@@ -22,9 +23,9 @@ from omegaconf.errors import (
 )
 
 from swinexp.explain.conf import file_shown, options_of
-from swinexp.explain.files import being_read, no_key_in, no_yaml
-from swinexp.explain.line import PRINTING, as_typed, in_shell, one_command, one_path, one_value
-from swinexp.explain.override import bad_group_value, no_key, no_option, unreadable, wrong_type
+from swinexp.explain.files import being_read, no_defaults, no_group_in, no_key_in, no_yaml, unmerged_in
+from swinexp.explain.line import PRINTING, as_typed, in_shell, one_command, one_path, one_value, several_of_hydra
+from swinexp.explain.override import bad_group_value, no_key, no_option, unmerged, unreadable, wrong_type
 from swinexp.mistake import Ended, Mistake, first_line, nearest
 
 # What the system says when there is no room: on the disk, in a quota, in a file.
@@ -73,6 +74,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         return one_command(arguments)
     if isinstance(error, ValueError) and "The --resolve flag" in str(error):
         return f"--resolve: it is about what --cfg prints. Type --cfg job {shlex.join(arguments)}"
+    if isinstance(error, ValueError) and "Invalid defaults list" in str(error) and (within := being_read(error)):
+        return no_defaults(within)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return bad_group_value(arguments) or first_line(error)
     within = None if "In 'storage/" in str(error) else being_read(error)  # which is told as what it is
@@ -81,6 +84,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         if within and isinstance(cause.parent_node, DictConfig):
             return no_key_in(within, str(cause.full_key), [str(key) for key in cause.parent_node])
         return no_key(str(cause.full_key), cause.parent_node, error, arguments)
+    if within and isinstance(cause, ConfigTypeError):
+        return unmerged_in(within)
     if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
         key = str(cause.full_key)
         asking = [each for each in arguments if "${" in each]  # where the key is one that everything is read for
@@ -96,7 +101,7 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str | None:
         instead = options[0] if options else "FOLDER" if key == "data.root" else "VALUE"
         return f"{key}=???: it has no default and must be given{there}. Type {key}={instead}"
     if isinstance(cause, ValidationError):
-        return wrong_type(cause)
+        return wrong_type(cause, within)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _composition(error, arguments)
     return None
@@ -133,6 +138,8 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     several = re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", message)
     if several:
         argument = several.group(1) or several.group(2)
+        if argument.lstrip("+").startswith("hydra"):
+            return several_of_hydra(argument, arguments)
         if {each.partition("=")[0] for each in arguments} & set(PRINTING):
             return f"{argument}: only one config is printed. Type {in_shell(one_value(argument))}"
         if path := one_path(argument):
@@ -141,7 +148,13 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     if "does not support sweep type : INTERVAL" in message:
         rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
         return f"hydra/sweeper=basic: an interval is a search's. Type -m {rest} hydra/sweeper=swinexp_optuna"
+    if found := re.search(r"Sweeping over Hydra's configuration is not supported : '(.+)'", message):
+        return several_of_hydra(found[1], arguments)
+    if found := re.search(r"Error merging override (.+)", message):
+        return unmerged(found[1])
     lacking = re.search(r"Could not override '([^']+)'", message)
+    if lacking and (within := being_read(error)):
+        return no_group_in(within, lacking[1])
     if lacking and (told := _no_group(lacking[1], arguments)):
         return told
     twice = re.search(r"Multiple values for (\w+)|force-add of config groups", message)
@@ -168,6 +181,9 @@ def _no_group(lacking: str, arguments: Sequence[str]) -> str | None:
     if not options or argument is None:
         return None
     option = argument.partition("=")[2]
+    if group.startswith("hydra/sweeper/"):
+        rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
+        return f"{argument}: a search's, and this is none. Type -m {rest} hydra/sweeper=swinexp_optuna"
     if option not in options:
         return no_option(group, option, options)
     if lacking != group:

@@ -31,6 +31,7 @@ TAKING = (
     *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
 )
 PRINTING = ("--cfg", "-c", "--info", "-i")
+VARIED = "hydra.sweeper.params."
 RUNNING = ("--multirun", "-m", "--run", "-r")
 
 
@@ -109,6 +110,18 @@ def one_path(override: str) -> str | None:
     """A path with commas in Hydra's quotes; None where several values, and no path, were probably meant."""
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if "/" in value and not set(value) & set("'\"()[]{}") else None
+
+
+def several_of_hydra(argument: str, arguments: Sequence[str]) -> str:
+    """For several values of a key of Hydra's own, of which only those of a run are varied."""
+    key = argument.lstrip("+")
+    if not key.startswith(VARIED):
+        told = "one value is wanted here; only a run's own keys are varied"
+        return f"{argument}: {told}. Type {in_shell(one_value(argument))}"
+    apart = key.removeprefix(VARIED)
+    whole = [apart if each == argument else each for each in arguments]
+    instead = in_shell(apart) if {"-m", "--multirun"} & set(arguments) else f"-m {shlex.join(whole)}"
+    return f"{argument}: what is varied is typed without {VARIED.rstrip('.')}. Type {instead}"
 
 
 def in_shell(argument: str) -> str:
