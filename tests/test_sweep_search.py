@@ -278,8 +278,16 @@ def test_what_has_no_end_of_points_is_refused() -> None:
         (["hydra/sweeper/sampler=nsgaii", "hydra.sweeper.sampler.population_size=1"], 1, True, "hydra.sweeper.sampler.population_size=1: `population_size` must be greater than or equal to 2. Type hydra.sweeper.sampler.population_size=null for Optuna's default"),
         (["hydra/sweeper/sampler=qmc", "hydra.sweeper.sampler.qmc_type=sobel"], 1, True, None),
         (["hydra/sweeper/pruner=threshold"], 1, True, "hydra/sweeper/pruner=threshold: Either lower or upper must be specified. Type other values for hydra.sweeper.pruner.*"),
-        (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=mediam"], 1, True, "hydra/sweeper/pruner=mediam: one of none, asha, hyperband, median, percentile, patient, threshold, wilcoxon. Type hydra/sweeper/pruner=median"),
-        (["hydra/sweeper/pruner=percentile", "hydra.sweeper.pruner.percentile=200"], 1, True, None),
+        (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=mediam"], 1, True, "hydra.sweeper.pruner.wrapped=mediam: one of none, asha, hyperband, median, percentile, patient, threshold, wilcoxon. Type hydra.sweeper.pruner.wrapped=median"),
+        (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=threshold"], 1, True, "hydra.sweeper.pruner.wrapped=threshold: it has no bounds of its own, and here none can be given. Type hydra.sweeper.pruner.wrapped=median"),
+        (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=5"], 1, True, None),
+        (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.patience=null"], 1, True, "hydra.sweeper.pruner.patience=null: Optuna has no default for it. Type hydra.sweeper.pruner.patience=5"),
+        (["hydra/sweeper/pruner=percentile", "hydra.sweeper.pruner.percentile=200"], 1, True, "hydra.sweeper.pruner.percentile=200: Percentile must be between 0 and 100 inclusive, but got percentile=200. Type hydra.sweeper.pruner.percentile=25.0"),
+        (["hydra/sweeper/pruner=percentile", "hydra.sweeper.pruner.percentile=null"], 1, True, "hydra.sweeper.pruner.percentile=null: Optuna has no default for it. Type hydra.sweeper.pruner.percentile=25.0"),
+        (["hydra/sweeper/pruner=percentile", "hydra.sweeper.pruner.percentile=many"], 1, True, "hydra.sweeper.pruner.percentile=many: hydra/sweeper/pruner=percentile takes a number. Type hydra.sweeper.pruner.percentile=25.0"),
+        (["hydra/sweeper/pruner=percentile", "hydra.sweeper.pruner.percentile=-1"], 1, True, "hydra.sweeper.pruner.percentile=-1: at least 0. Type hydra.sweeper.pruner.percentile=25.0"),
+        (["hydra/sweeper/pruner=asha", "hydra.sweeper.pruner.reduction_factor=-1"], 1, True, "hydra.sweeper.pruner.reduction_factor=-1: at least 0. Type hydra.sweeper.pruner.reduction_factor=null for Optuna's default"),
+        (["hydra.sweeper.sampler.name=foo"], 1, True, "hydra/sweeper/sampler=foo: one of tpe, gp, cmaes, nsgaii, nsgaiii, qmc, random, grid, brute_force, ablation. Type hydra/sweeper/sampler=tpe"),
         (["+hydra.sweeper.sampler.n_startup=3"], 1, True, None),
     ],
 )  # fmt: skip
@@ -290,6 +298,16 @@ def test_a_search_that_cannot_be_is_told(overrides: list[str], directions: int, 
         assert str(told.value) == line
     assert "\n" not in str(told.value)
     assert re.match(r"hydra[/.]sweeper[/.]\S+=\S+: .+ Type ", str(told.value))
+
+
+@pytest.mark.parametrize("name", [each for each in PRUNER_FILES if each != "threshold"])
+def test_a_wrapped_pruner_is_the_one_of_its_file(name: str) -> None:
+    patient = build_pruner(pruner_options("patient", f"hydra.sweeper.pruner.wrapped={name}"))
+    wrapped: Any = patient._wrapped_pruner  # type: ignore[attr-defined]
+    assert vars(wrapped).keys() == vars(build_pruner(pruner_options(name))).keys()
+    assert type(wrapped) is type(build_pruner(pruner_options(name)))
+    if name == "asha":
+        assert wrapped._min_resource == content("pruner", "asha")["min_resource"]
 
 
 def test_cmaes_needs_two_numbers() -> None:

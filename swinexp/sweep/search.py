@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
+from swinexp.explain import file_of, settings
 from swinexp.mistake import Mistake, check, closest, first_line, nearest, one_of, shown
 from swinexp.sweep.options import WHERE, Options
 from swinexp.sweep.space import Point, Space
@@ -69,20 +70,43 @@ def build_pruner(options: Options) -> optuna.pruners.BasePruner:
     name = given.pop("name")
     if name == "patient":
         wrapped = given.pop("wrapped", None)
-        given["wrapped_pruner"] = None if wrapped is None else _built(PRUNER, "pruners", PRUNERS, wrapped, {})
+        given["wrapped_pruner"] = None if wrapped is None else _wrapped(wrapped)
     return _built(PRUNER, "pruners", PRUNERS, name, given)
 
 
+def _wrapped(name: object) -> optuna.pruners.BasePruner:
+    """The pruner of this name with what its own file has."""
+    key = f"{WHERE}.pruner.wrapped"
+    one_of(key, shown(name), list(PRUNERS))
+    check(name != "threshold", key, name, "it has no bounds of its own, and here none can be given", f"{key}=median")
+    own = {key: value for key, value in settings(file_of(PRUNER, str(name))).items() if value is not None}
+    del own["name"]
+    if name == "patient":
+        own["wrapped_pruner"] = None
+    return _built(PRUNER, "pruners", PRUNERS, str(name), own)
+
+
 def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
-    one_of(group, name, list(names))
+    one_of(group, name, [*names, *(EVERY_POINT if group == SAMPLER else ())])
     where, kind = group.replace("/", "."), getattr(getattr(optuna, module), names[name])
-    known = list(inspect.signature(kind).parameters)
+    parameters = inspect.signature(kind).parameters
+    known = list(parameters)
+
+    def instead(key: str) -> str:
+        """Optuna's default to type, or where it has none, what the option's own file has."""
+        needed = parameters[key].default is inspect.Parameter.empty
+        own = shown(settings(file_of(group, name)).get(key)) if needed else "null for Optuna's default"
+        return f"{where}.{key}={own}"
+
+    for key, parameter in parameters.items():
+        lacking = parameter.default is inspect.Parameter.empty and key not in given
+        check(not lacking, f"{where}.{key}", None, "Optuna has no default for it", instead(key))
     for key in given.keys() - known:
         best = closest(key, known)
-        instead = f"Remove {where}.{key}" if best is None else f"Type {where}.{best}={shown(given[key])}"
-        raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. {instead}")
+        better = f"Remove {where}.{key}" if best is None else f"Type {where}.{best}={shown(given[key])}"
+        raise Mistake(f"{where}.{key}={shown(given[key])}: {group}={name} has no such key. {better}")
     for key, value in given.items():
-        written = inspect.signature(kind).parameters[key].annotation
+        written = parameters[key].annotation
         kinds = (written if isinstance(written, str) else getattr(written, "__name__", "")).split(" | ")
         plain = [each for each in PLAIN if each in kinds]
         fits = type(value).__name__ in plain or (type(value) is int and "float" in plain)
@@ -91,9 +115,9 @@ def _built(group: str, module: str, names: Mapping[str, str], name: str, given: 
             f"{where}.{key}",
             value,
             f"{group}={name} takes {' or '.join(PLAIN[each] for each in plain)}",
-            f"{where}.{key}=null for Optuna's default",
+            instead(key),
         )
-        check(type(value) is not int or value >= 0, f"{where}.{key}", value, "at least 0", f"{where}.{key}=null")
+        check(type(value) is not int or value >= 0, f"{where}.{key}", value, "at least 0", instead(key))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of them are experimental
         try:
@@ -102,7 +126,7 @@ def _built(group: str, module: str, names: Mapping[str, str], name: str, given: 
             problem = first_line(error).rstrip(".")
             named = next((key for key in given if re.search(rf"\b{key}\b", problem)), None)
             if named is not None:
-                check(False, f"{where}.{named}", given[named], problem, f"{where}.{named}=null for Optuna's default")
+                check(False, f"{where}.{named}", given[named], problem, instead(named))
             line = f"{group}={name}: {problem}. Type other values for {where}.*"
             raise Mistake(line) from None
 
