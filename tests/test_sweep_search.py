@@ -277,7 +277,7 @@ def test_what_has_no_end_of_points_is_refused() -> None:
         (["hydra.sweeper.terminator=regret"], 2, False, "hydra.sweeper.terminator=regret: it takes one objective, not 2. Type hydra.sweeper.terminator=null"),
         (["hydra/sweeper/sampler=nsgaii", "hydra.sweeper.sampler.population_size=1"], 1, True, "hydra.sweeper.sampler.population_size=1: `population_size` must be greater than or equal to 2. Type hydra.sweeper.sampler.population_size=null for Optuna's default"),
         (["hydra/sweeper/sampler=qmc", "hydra.sweeper.sampler.qmc_type=sobel"], 1, True, None),
-        (["hydra/sweeper/pruner=threshold"], 1, True, "hydra/sweeper/pruner=threshold: Either lower or upper must be specified. Type other values for hydra.sweeper.pruner.*"),
+        (["hydra/sweeper/pruner=threshold"], 1, True, "hydra/sweeper/pruner=threshold: it needs a bound, lower or upper or both. Type hydra.sweeper.pruner.lower=0.25 beside it"),
         (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=mediam"], 1, True, "hydra.sweeper.pruner.wrapped=mediam: one of none, asha, hyperband, median, percentile, patient, threshold, wilcoxon. Type hydra.sweeper.pruner.wrapped=median"),
         (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=threshold"], 1, True, "hydra.sweeper.pruner.wrapped=threshold: it has no bounds of its own, and here none can be given. Type hydra.sweeper.pruner.wrapped=median"),
         (["hydra/sweeper/pruner=patient", "hydra.sweeper.pruner.wrapped=5"], 1, True, None),

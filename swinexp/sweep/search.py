@@ -71,6 +71,8 @@ def build_pruner(options: Options) -> optuna.pruners.BasePruner:
     if name == "patient":
         wrapped = given.pop("wrapped", None)
         given["wrapped_pruner"] = None if wrapped is None else _wrapped(wrapped)
+    bound = name != "threshold" or not {"lower", "upper"}.isdisjoint(given)
+    check(bound, PRUNER, name, "it needs a bound, lower or upper or both", f"{WHERE}.pruner.lower=0.25 beside it")
     return _built(PRUNER, "pruners", PRUNERS, name, given)
 
 
