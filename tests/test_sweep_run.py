@@ -470,6 +470,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     [
         (["-m", "sweep=quickstart,grid"], "sweep=quickstart,grid: a sweep at a time. Type sweep=quickstart, and then the others"),
         (["sweep=quickstart,grid"], "sweep=quickstart,grid: a sweep at a time. "),
+        (["-m", "sweep=glob(*)"], "sweep=glob(*): a sweep at a time. Type sweep=VALUE, and then the others"),
         (["hydra/sweeper=swinexp_optuna", "hydra.sweeper.n_trials=2", *SMALL], "hydra/sweeper=swinexp_optuna: it searches, and this is one run. Type -m with it for the search, or hydra.mode=RUN for the run"),
     ],
 )  # fmt: skip

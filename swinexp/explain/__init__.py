@@ -8,7 +8,7 @@ from swinexp.explain.errors import NO_SLURM, NO_SUBMITIT, NO_SUCH_FOLDER, OF_A_S
 from swinexp.explain.files import check_best, check_files, slip
 from swinexp.explain.line import check_flags, check_options, check_single
 from swinexp.explain.override import no_option
-from swinexp.explain.shapes import SWEEPER, misshapen, no_constraint, several_lists
+from swinexp.explain.shapes import SWEEPER, misshapen, no_constraint, to_vary
 
 __all__ = [
     "NAMED",
@@ -28,6 +28,6 @@ __all__ = [
     "no_constraint",
     "no_option",
     "settings",
-    "several_lists",
     "slip",
+    "to_vary",
 ]

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 
 from swinexp import CONF
@@ -102,7 +103,8 @@ def one_value(override: str) -> str:
         return override
     if not parsed.is_sweep_override():
         return override
-    first = next(parsed.sweep_string_iterator()) if parsed.is_discrete_sweep() else "VALUE"
+    listed = parsed.is_discrete_sweep() and not isinstance(parsed.value(), Glob)
+    first = next(parsed.sweep_string_iterator()) if listed else "VALUE"
     return one_path(override) or f"{override.partition('=')[0]}={first}"
 
 

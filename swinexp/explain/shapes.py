@@ -74,7 +74,7 @@ def no_constraint(typed: str, file: Path | None = None) -> str:
     return f"{SWEEPER}.constraints={typed}: {told}. Type '{SWEEPER}.constraints={instead}'"
 
 
-def several_lists(params: Any) -> str:
+def to_vary(params: Any) -> str:
     """What to type where nothing is varied: a list's values apart, if there is one, for it is one value."""
     lists = {key: each for key, each in (params or {}).items() if isinstance(each, list) and len(each) > 1}
     return next((f"{key}={shown(each)[1:-1]}" for key, each in lists.items()), VARIED)

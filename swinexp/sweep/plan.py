@@ -17,7 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.trial import TrialState
 
-from swinexp.explain import no_constraint, several_lists
+from swinexp.explain import no_constraint, to_vary
 from swinexp.folder import incidental, published
 from swinexp.mistake import Mistake, check, first_line, leaves, one_line
 from swinexp.ranks import size
@@ -71,7 +71,7 @@ def plan(given: dict[str, Any], config: DictConfig, context: HydraContext, argum
         f"{WHERE}.params",
         opts.params or {},
         "nothing is varied",
-        several_lists(opts.params),
+        to_vary(opts.params),
     )
     if opts.custom_search_space is not None:
         space.custom = partial(_custom(opts.custom_search_space), config)
