@@ -273,7 +273,8 @@ def test_a_value_that_is_no_yaml_is_a_word(asked: str) -> None:
     left("a")
     key, _, wanted = condition(asked.partition("=")[2])
     assert wanted == asked.rpartition("=")[2]
-    assert selected(find([RUNS]), [f"{key}={wanted}"]) == []
+    with pytest.raises(Mistake, match="no run is left"):
+        selected(find([RUNS]), [f"{key}={wanted}"])
 
 
 @pytest.mark.parametrize("key", ["csv", "html"])
