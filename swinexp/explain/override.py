@@ -46,6 +46,8 @@ def bad_group_value(arguments: Sequence[str]) -> str | None:
 def no_key(unknown: str, parent: Any, error: Exception, arguments: Sequence[str]) -> str:
     quoted = re.search(r"Could not override '([^']+)'", str(error))
     key, value = as_typed(quoted.group(1) if quoted else unknown, arguments)
+    if unknown.startswith(f"{key}."):  # within a mapping
+        key, value = unknown, shown(leaves({key: _read(f"{key}={value}")}).get(unknown))
     path, _, last = key.rpartition(".")
     tree: Any = OmegaConf.to_container(parent._get_root(), resolve=False) if isinstance(parent, DictConfig) else {}
     if not key.startswith("hydra."):
