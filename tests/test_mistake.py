@@ -66,6 +66,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("data.root=/my images, 2", "data.root=/my images, 2: a comma parts values. Type \"data.root='/my images, 2'\" for one path, or -m for several"),
         ("quickstart", "quickstart: what it is an option of is missing. Type experiment=quickstart"),
         ("name=7", "name=7: a word is needed, and this is read as none; in quotes of Hydra's own it is one. Type \"name='7'\""),
+        ("experiment=null", "experiment=null: there is none unless one is typed. Type the command without it"),
         ("model={dimm:32}", "model.dimm=32: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Type model.dim=32"),
         ("model=t*", "model=t*: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type -m 'model=glob(t*)' for each of them"),
         ("hydra.sweeper.n_jobs=1,2", "hydra.sweeper.n_jobs=1,2: one value is wanted here; only a run's own keys are varied. Type hydra.sweeper.n_jobs=1"),

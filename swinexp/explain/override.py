@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from swinexp.explain.conf import all_groups, file_of, file_shown, keys_of, list_of, options_of, search_keys
+from swinexp.explain.conf import NAMED, all_groups, file_of, file_shown, keys_of, list_of, options_of, search_keys
 from swinexp.explain.line import ALSO_CALLED, as_typed
 from swinexp.explain.shapes import SWEEPER, misshapen, no_constraint
 from swinexp.mistake import closest, first_line, leaves, nearest, shown
@@ -38,6 +38,8 @@ def bad_group_value(arguments: Sequence[str]) -> str | None:
     for argument in arguments:
         group, _, value = argument.partition("=")
         options = options_of(group)
+        if group in (*NAMED, "storage") and value == "null":
+            return f"{argument}: there is none unless one is typed. Type the command without it"
         if options and value not in options and not isinstance(_read(argument), str | list):
             return no_option(group, value, options)
     return None
