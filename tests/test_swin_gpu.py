@@ -211,6 +211,20 @@ def test_kernels_that_cannot_be_built_are_told_once(
 
 
 @pytest.mark.usefixtures("untried")
+def test_a_gpu_without_memory_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(gpu, "differences_tried", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu.kernels_run(0, torch.bfloat16)
+    monkeypatch.setattr(gpu, "differences_tried", lambda *_: 0.0)
+    assert gpu.kernels_run(0, torch.bfloat16)
+
+
+@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("apart", [0.1, math.inf, math.nan])
 def test_kernels_that_give_other_values_are_not_taken(
     apart: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

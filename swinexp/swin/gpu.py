@@ -58,6 +58,8 @@ def kernels_run(index: int, dtype: torch.dtype) -> bool:
         os.environ.setdefault("TRITON_CACHE_DIR", knobs.cache.dir)
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
             apart = differences_tried(torch.device("cuda", index), dtype)
+    except torch.OutOfMemoryError:  # which says nothing of the kernels
+        raise
     except Exception as error:  # a compiler's, Triton's or torch's
         log.warning(
             "the kernels cannot be built, so that this GPU takes a way that is slower: %s. "
