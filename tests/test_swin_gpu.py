@@ -23,9 +23,10 @@ from tests.kernels import MAPS, WINDOWS, check_operators, compile_kernels, diffe
 
 CASES = 2 * len(WINDOWS) + len(MAPS) + 1
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_triton = pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
 
 
-@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
 def test_the_kernels_compute_what_the_plain_code_does() -> None:
     told = subprocess.run(
@@ -41,7 +42,7 @@ def test_the_kernels_compute_what_the_plain_code_does() -> None:
     assert all(most < 2e-6 for most in apart.values()), apart
 
 
-@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_gpu(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -98,7 +99,7 @@ class Recorder:
         return launch
 
 
-@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@needs_triton
 def test_kernels_are_compiled_while_a_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from swinexp.swin import kernels
 
@@ -192,6 +193,7 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gpu.kernels_run.cache_clear()
 
 
+@needs_triton
 @pytest.mark.usefixtures("untried")
 def test_kernels_that_cannot_be_built_are_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -199,7 +201,6 @@ def test_kernels_that_cannot_be_built_are_told_once(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify one")
 
-    monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(gpu, "differences_tried", fails)
     assert not gpu.kernels_run(0, torch.bfloat16)
@@ -210,12 +211,12 @@ def test_kernels_that_cannot_be_built_are_told_once(
     ]
 
 
+@needs_triton
 @pytest.mark.usefixtures("untried")
 def test_a_gpu_without_memory_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(gpu, "differences_tried", full)
     with pytest.raises(torch.OutOfMemoryError):
@@ -224,19 +225,19 @@ def test_a_gpu_without_memory_is_asked_again(monkeypatch: pytest.MonkeyPatch) ->
     assert gpu.kernels_run(0, torch.bfloat16)
 
 
+@needs_triton
 @pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("apart", [0.1, math.inf, math.nan])
 def test_kernels_that_give_other_values_are_not_taken(
     apart: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu, "TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(gpu, "differences_tried", lambda *_: apart)
     assert not gpu.kernels_run(0, torch.bfloat16)
     assert "give other values than the plain code" in caplog.text
 
 
-@pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("untried")
 def test_triton_keeps_all_kernels_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton import knobs
