@@ -146,8 +146,7 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
             return f"{argument}: a comma parts values. Type {in_shell(path)} for one path, or -m for several"
         return f"{argument}: several values are a multirun. Type -m {shlex.join(arguments) if arguments else argument}"
     if "does not support sweep type : INTERVAL" in message:
-        rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
-        return f"hydra/sweeper=basic: an interval is a search's. Type -m {rest} hydra/sweeper=swinexp_optuna"
+        return f"hydra/sweeper=basic: an interval is a search's. Type {_as_search(arguments)}"
     if found := re.search(r"Sweeping over Hydra's configuration is not supported : '(.+)'", message):
         return several_of_hydra(found[1], arguments)
     if found := re.search(r"Error merging override (.+)", message):
@@ -173,6 +172,12 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
     return f"{message}. See --help"
 
 
+def _as_search(arguments: Sequence[str]) -> str:
+    """The same command with a sweeper that searches."""
+    rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
+    return f"-m {rest} hydra/sweeper=swinexp_optuna"
+
+
 def _no_group(lacking: str, arguments: Sequence[str]) -> str | None:
     """For a group that the config's list of defaults does not have."""
     group = lacking.partition("@")[0]
@@ -182,8 +187,7 @@ def _no_group(lacking: str, arguments: Sequence[str]) -> str | None:
         return None
     option = argument.partition("=")[2]
     if group.startswith("hydra/sweeper/"):
-        rest = shlex.join(each for each in arguments if each not in ("-m", "--multirun"))
-        return f"{argument}: a search's, and this is none. Type -m {rest} hydra/sweeper=swinexp_optuna"
+        return f"{argument}: a search's, and this is none. Type {_as_search(arguments)}"
     if option not in options:
         return no_option(group, option, options)
     if lacking != group:

@@ -42,8 +42,8 @@ def check_files(arguments: Sequence[str], config_dir: str | None = None) -> None
         if group == "sweep":
             one = one_value(argument)
             check(one == argument, "sweep", option, "a sweep at a time", f"{one}, and then the others")
-        if group in NAMED and file_of(group, option).is_file():
-            _check_file(file_of(group, option), group, arguments)
+        if group in NAMED and (path := file_of(group, option)).is_file():
+            _check_file(path, group, arguments)
 
 
 def _check_file(path: Path, group: str, arguments: Sequence[str]) -> None:
@@ -116,11 +116,15 @@ def _check_sweep(path: Path, hydra: dict[str, Any], defaults: Sequence[str], arg
     of_search += [key.split("/", 1)[1] for key in defaults if key.startswith("override /hydra/sweeper/")]
     ours = "override /hydra/sweeper" in defaults or any(each.startswith("hydra/sweeper=") for each in arguments)
     if of_search and not ours:
-        told = f"{of_search[0]} is a search's, and this is none"
-        raise Mistake(f"{file_shown(path)}: {told}. Write - override /hydra/sweeper: swinexp_optuna in its defaults")
+        raise Mistake(_no_search(path, of_search[0]))
     if "mode" not in hydra and not any(each.startswith(("-m", "--multirun", "hydra.mode=")) for each in arguments):
         told = "it does not say that it is several runs, and would be one"
         raise Mistake(f"{file_shown(path)}: {told}. Write mode: MULTIRUN below its hydra:, or type hydra.mode=RUN")
+
+
+def _no_search(path: Path, what: str) -> str:
+    told = f"{what} is a search's, and this is none"
+    return f"{file_shown(path)}: {told}. Write - override /hydra/sweeper: swinexp_optuna in its defaults"
 
 
 def slip(group: str, key: str, known: Sequence[str]) -> str | None:
@@ -186,8 +190,7 @@ def no_group_in(path: Path, lacking: str) -> str:
         told = f"{group}: an option of {path.parent.name} decides nothing of other groups"
         return f"{file_shown(path)}: {told}. Remove it there, and write it in the file of an experiment"
     if group.startswith("hydra/sweeper/"):
-        told = f"{group} is a search's, and this is none"
-        return f"{file_shown(path)}: {told}. Write - override /hydra/sweeper: swinexp_optuna in its defaults"
+        return _no_search(path, group)
     lines = [each for each in settings(path).get("defaults") or [] if isinstance(each, dict)]
     option = next((value for each in lines for key, value in each.items() if str(key).endswith(group)), "OPTION")
     if is_group(group):

@@ -32,7 +32,7 @@ TAKING = (
     *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
 )
 PRINTING = ("--cfg", "-c", "--info", "-i")
-VARIED = "hydra.sweeper.params."
+PARAMS = "hydra.sweeper.params."
 RUNNING = ("--multirun", "-m", "--run", "-r")
 
 
@@ -117,13 +117,13 @@ def one_path(override: str) -> str | None:
 def several_of_hydra(argument: str, arguments: Sequence[str]) -> str:
     """For several values of a key of Hydra's own, of which only those of a run are varied."""
     key = argument.lstrip("+")
-    if not key.startswith(VARIED):
+    if not key.startswith(PARAMS):
         told = "one value is wanted here; only a run's own keys are varied"
         return f"{argument}: {told}. Type {in_shell(one_value(argument))}"
-    apart = key.removeprefix(VARIED)
+    apart = key.removeprefix(PARAMS)
     whole = [apart if each == argument else each for each in arguments]
     instead = in_shell(apart) if {"-m", "--multirun"} & set(arguments) else f"-m {shlex.join(whole)}"
-    return f"{argument}: what is varied is typed without {VARIED.rstrip('.')}. Type {instead}"
+    return f"{argument}: what is varied is typed without {PARAMS.rstrip('.')}. Type {instead}"
 
 
 def in_shell(argument: str) -> str:

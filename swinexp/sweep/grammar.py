@@ -42,18 +42,9 @@ def build_space(
         else:
             space.fixed.append(override.input_line or f"{key}={override.get_value_element_as_str()}")
     for each in conditional:
-        for part, example in (
-            (each.when, "{when: {optimizer: sgd}}"),
-            (each.params, "{params: {optimizer.momentum: 0.8,0.9}}"),
-        ):
-            name = "when" if part is each.when else "params"
-            check(
-                bool(part),
-                f"{WHERE}.conditional",
-                f"{{{name}: {{}}}}",
-                "there is nothing in it",
-                f"for example {example}",
-            )
+        empty, where = "there is nothing in it", f"{WHERE}.conditional"
+        check(bool(each.when), where, "{when: {}}", empty, "for example {when: {optimizer: sgd}}")
+        check(bool(each.params), where, "{params: {}}", empty, "for example {params: {optimizer.momentum: 0.8,0.9}}")
         parameters = {}
         for override in parser.parse_overrides([f"{key}={text(value)}" for key, value in each.params.items()]):
             key = override.get_key_element()
@@ -64,7 +55,7 @@ def build_space(
         for key, values in each.when.items():
             check(
                 key in known,
-                f"{WHERE}.conditional",
+                where,
                 f"{{when: {{{key}: {shown(values)}}}}}",
                 f"{key} is not varied before; {', '.join(known) or 'nothing'} is",
                 f"{key}=a,b beside it",

@@ -89,7 +89,6 @@ def _wrapped(name: object) -> optuna.pruners.BasePruner:
 
 
 def _built(group: str, module: str, names: Mapping[str, str], name: str, given: dict[str, Any]) -> Any:
-    one_of(group, name, [*names, *(EVERY_POINT if group == SAMPLER else ())])
     where, kind = group.replace("/", "."), getattr(getattr(optuna, module), names[name])
     parameters = inspect.signature(kind).parameters
     known = list(parameters)
