@@ -25,6 +25,8 @@ from swinexp.mistake import Mistake, check, leaves, one_line, shown
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
 MOST = 10  # checkpoints that can be kept
+# Keys that came later, and what all runs did before: one that lacks them goes on, and is read.
+LATER = {"attention.init": "normal", "patch.init": "normal"}
 TEMPORARY = ".part"  # how files end that are not yet whole
 
 
@@ -105,6 +107,11 @@ def kept(path: Path) -> Any:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise Mistake(f"{path} cannot be read ({reason}). Bring it back, or remove {path.parent}") from None
+
+
+def as_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's or a study's config, its keys with dots, with those that came later."""
+    return {**config, **{key: value for key, value in LATER.items() if key not in config}}
 
 
 def remove_unfinished(folder: Path, seconds: float = 0) -> None:
@@ -197,8 +204,8 @@ class Folder:
                 f"{self._another(config)}, or remove that folder",
             )
             return
-        there = leaves(kept(self.path / "config.yaml") or {})
-        here = leaves(config)
+        there = as_now(leaves(kept(self.path / "config.yaml") or {}))
+        here = as_now(leaves(config))
         keys = [key for key in sorted({*there, *here}) if not incidental(key) and there.get(key) != here.get(key)]
         if published(here) and "data.root" in keys:
             keys.remove("data.root")

@@ -103,7 +103,7 @@ def network(image: int | tuple[int, int] = 32, classes: int = 10, **changes: dic
     parts: dict[str, Any] = {
         "model": Model(96, [2, 6, 4], [3, 6, 12], 2.0, 0.0, 1e-6, None, []),
         "window": Window(4, True),
-        "patch": Patch(2, "linear", False),
+        "patch": Patch(2, "linear", False, "normal"),
         "attention": Attention("dot", "table", "normal"),
         "block": Block("layer", "pre", None, False),
     }

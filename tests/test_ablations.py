@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as theirs
 
 from swinexp import CONF
+from swinexp.augment import normalise
 from swinexp.config import typed
+from swinexp.data.splits import mean_std
 from swinexp.describe import count
 from swinexp.optim import decays
 from swinexp.swin import Swin, attention_maps
 from swinexp.swin.attention import WindowAttention
-from swinexp.swin.embedding import shifted_copies
+from swinexp.swin.embedding import NOISE, shifted_copies, whitening
 from swinexp.swin.layers import LayerScale
 from swinexp.swin.pretrained import translated
 from swinexp.swin.windows import diagonal_mask, inverse, log_spaced_offsets, shift_mask, stage_order
-from swinexp.train import build_model
-from tests.conftest import SMALL_NETWORK, config, network
+from swinexp.train import build_model, prepare
+from tests.conftest import SMALL_NETWORK, config, network, small_run
 
 REFERENCE = ("model=cifar", "window=w4", "patch=p2", "data=digits", "data.image_size=32")
 VARIANTS = [
@@ -435,3 +439,74 @@ class TestMimetic:
         torch.manual_seed(0)
         differ = {name for name, value in network().state_dict().items() if not torch.equal(value, mimetic[name])}
         assert {name.split("attn.")[-1] for name in differ} == {"qkv.weight", "proj.weight"}
+
+
+class TestWhitened:
+    """patch=p2_whitened begins with filters whose outputs do not vary together, and only the first convolution differs."""
+
+    @pytest.fixture
+    def images(self) -> Tensor:
+        """Smooth ones, whose pixels follow from their neighbours, and with noise so that all directions vary."""
+        rough = torch.rand(64, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+        smooth = nn.functional.interpolate(rough, size=20, mode="bilinear")
+        noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(1))
+        return ((smooth + 0.1 * noise).clamp(0, 1) * 255).to(torch.uint8)
+
+    def test_its_filters_are_the_directions_in_which_squares_vary(self, images: Tensor) -> None:
+        mean, std = mean_std(images)
+        filters = whitening(images, std, 3)
+        assert filters.shape == (27, 3, 3, 3)
+        outputs = nn.functional.conv2d(normalise(images, mean, std).double(), filters)
+        variances = (1 / filters.flatten(1).square().sum(1)).numpy() - NOISE
+        # Of numpy, from the squares themselves.
+        squares = np.lib.stride_tricks.sliding_window_view(normalise(images, mean, std).double().numpy(), (3, 3), (2, 3))
+        expected = np.linalg.eigvalsh(np.cov(np.moveaxis(squares, 1, 3).reshape(-1, 27).T))[::-1]
+        assert variances == pytest.approx(expected, rel=1e-3)
+        covariance = outputs.transpose(0, 1).flatten(1).cov()
+        assert torch.allclose(covariance, torch.diag(torch.from_numpy(expected / (expected + NOISE))), atol=1e-3)
+
+    def test_directions_without_variance_have_none(self, images: Tensor) -> None:
+        """Grey images vary in nine of the 27 directions; those of one colour in none."""
+        grey = images[:, :1].expand(-1, 3, -1, -1)
+        assert len(whitening(grey, torch.ones(3) / 4, 3)) == 9
+        assert len(whitening(torch.full_like(images, 7), torch.ones(3), 3)) == 0
+
+    def test_the_filters_do_not_hang_on_the_scale_of_pixels(self, images: Tensor) -> None:
+        """augmentation.normalise=false divides by 1: outputs then vary by as much."""
+        plain = whitening(images, torch.ones(3), 3)
+        outputs = nn.functional.conv2d(images.double() / 255, plain)
+        assert outputs.transpose(0, 1).flatten(1).var(1) == pytest.approx(torch.ones(27), abs=0.05)
+
+    def test_of_large_images_squares_apart_are_looked_at(self, images: Tensor) -> None:
+        """As many of 100 pixels a side as of 32: every third."""
+        large = images.repeat(1, 1, 5, 5)
+        squares = np.lib.stride_tricks.sliding_window_view(large.double().numpy() / 255, (3, 3), (2, 3))[:, :, ::3, ::3]
+        largest = np.linalg.eigvalsh(np.cov(np.moveaxis(squares, 1, 3).reshape(-1, 27).T))[-1]
+        first = whitening(large, torch.ones(3), 3)[0]
+        assert 1 / first.square().sum().item() == pytest.approx(largest, rel=1e-3)
+
+    def test_the_first_convolution_has_each_and_its_negative_and_all_else_is_as_ever(self) -> None:
+        run, plain = small_run("patch=p2_whitened", "model.dim=40"), small_run("patch=p2_conv", "model.dim=40")
+        whitened, dataset = prepare(run)
+        ours, theirs = whitened.state_dict(), prepare(plain)[0].state_dict()
+        assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {"patch_embed.proj.0.weight"}
+        first, before = ours["patch_embed.proj.0.weight"], theirs["patch_embed.proj.0.weight"]
+        filters = whitening(dataset.train.images, dataset.std, 3)
+        count = len(filters)
+        assert 0 < count < 10  # digits are grey, and the convolution has 20 channels
+        assert torch.equal(first[:count], filters.float())
+        assert torch.equal(first[count : 2 * count], -filters.float())
+        assert torch.equal(first[2 * count :], before[2 * count :])
+
+    def test_a_narrow_stem_takes_the_first(self) -> None:
+        model, dataset = prepare(small_run("patch=p2_whitened"))  # 8 channels
+        first = model.patch_embed.proj[0].weight  # type: ignore[index]
+        filters = whitening(dataset.train.images, dataset.std, 3)[:4].float()
+        assert torch.equal(first, torch.cat([filters, -filters]))
+
+    def test_weights_from_elsewhere_stay(self, tmp_path: Path) -> None:
+        source = build_model(small_run("patch=p2_conv", "seed=7"), classes=10)
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        run = small_run("patch=p2_whitened", f"model.pretrained={tmp_path}/weights.pt")
+        for model in (prepare(run)[0], prepare(small_run("patch=p2_conv", "seed=7"), resuming=True)[0]):
+            assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from swinexp.archive import check_data, fill, reloaded, requested, some_run, weights
+from swinexp.folder import LATER
 from swinexp.mistake import Mistake
 from swinexp.train import build_model, prepare
 
@@ -29,6 +30,17 @@ def test_a_run_from_before_a_key_of_wandb_comes_back(finished: Path) -> None:
     config["wandb"] = {"mode": "online", "project": "p", "tags": [], "images": True}
     (finished / "config.yaml").write_text(yaml.safe_dump(config))
     assert reloaded(finished).wandb.mode == "disabled"
+
+
+def test_a_run_from_before_a_key_of_the_network_comes_back(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    for key in LATER:
+        group, _, name = key.partition(".")
+        del config[group][name]
+    (finished / "config.yaml").write_text(yaml.safe_dump(config))
+    run = reloaded(finished)
+    assert (run.attention.init, run.patch.init) == ("normal", "normal")
+    fill(build_model(run, 10), weights(finished, "last")[0], finished)
 
 
 def test_weights_fit_or_are_refused(finished: Path) -> None:

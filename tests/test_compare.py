@@ -161,6 +161,19 @@ def test_one_key_of_words_is_told_by_its_options_where_each_value_has_one() -> N
     assert varied(find([RUNS])) == ["patch"]
 
 
+def test_a_run_from_before_a_key_is_as_all_were_then() -> None:
+    folder = left("a", "patch=p2_conv")
+    before = yaml.safe_load((folder / "config.yaml").read_text())
+    del before["patch"]["init"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(before))
+    left("b", "patch=p2_conv")
+    runs = find([RUNS])
+    assert varied(runs) == []
+    assert option(runs[0], "patch") == "p2_conv"
+    left("c", "patch=p2_whitened")
+    assert varied(find([RUNS])) == ["patch"]
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [

@@ -43,7 +43,7 @@ def test_the_groups_are_those_that_are_promised() -> None:
         options.setdefault(group, set()).add(option)
     assert options["model"] >= {"nano", "tiny", "small", "base", "cifar", "swin_t", "swin_s", "swin_b"}
     assert options["window"] >= {"w2", "w4", "w8", "w2_noshift", "w4_noshift", "w8_noshift"}
-    assert options["patch"] >= {"p1", "p2", "p4", "p2_spt", "p2_conv", "p4_conv", "p2_absolute"}
+    assert options["patch"] >= {"p1", "p2", "p4", "p2_spt", "p2_conv", "p2_whitened", "p4_conv", "p2_absolute"}
     assert options["attention"] >= {"swin", "no_bias", "continuous_bias", "cosine", "swinv2", "qk_norm", "lsa"}
     assert options["block"] >= {"swin", "swinv2", "layer_scale", "rms_norm", "depthwise_conv"}
     assert options["augmentation"] == {

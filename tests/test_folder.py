@@ -89,6 +89,15 @@ def test_another_config_is_refused_and_named(tmp_path: Path) -> None:
             folder.check({**other, "name": "b"})  # which is not why it lies here
 
 
+def test_a_run_from_before_a_key_goes_on_with_what_all_did_then(tmp_path: Path) -> None:
+    config = {"name": "a", "patch": {"size": 2}}
+    with Folder(tmp_path / "a") as folder:
+        folder.begin(config, [])
+        folder.check({"name": "a", "patch": {"size": 2, "init": "normal"}, "attention": {"init": "normal"}})
+        with pytest.raises(Mistake, match=r"\(patch\.init is normal there and whitened now\)"):
+            folder.check({"name": "a", "patch": {"size": 2, "init": "whitened"}, "attention": {"init": "normal"}})
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     leftovers = [tmp_path / ".summary.json.abc.part", tmp_path / "checkpoints" / ".last.pt.abc.part"]

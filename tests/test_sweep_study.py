@@ -413,6 +413,14 @@ def test_another_space_or_config_is_refused_with_the_difference() -> None:
         study.agree(asked(study, epochs=3, dim=16))
 
 
+def test_a_study_from_before_a_key_goes_on_with_what_all_did_then() -> None:
+    study = study_of()
+    study.agree(asked(study, epochs=3))
+    study_of().agree(asked(study, **{"epochs": 3, "patch.init": "normal", "attention.init": "normal"}))
+    with pytest.raises(Mistake, match=r"\(patch\.init was normal and is whitened now\)"):
+        study_of().agree(asked(study, **{"epochs": 3, "patch.init": "whitened"}))
+
+
 def test_what_was_begun_with_another_config_is_left_behind() -> None:
     first = study_of("hydra.sweeper.n_trials=2", "hydra.sweeper.enqueue=[{x: 0.5}]")
     first.agree(asked(first, epochs=3))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from swinexp.folder import held
+from swinexp.folder import as_now, held
 from swinexp.mistake import Mistake, leaves, one_line
 
 # What only a run writes into its folder; config.yaml is written when it begins, summary.json when it has ended.
@@ -123,6 +123,7 @@ def read(path: Path) -> Found:
         config = leaves(yaml.load((path / "config.yaml").read_bytes(), _Loader))
         if not config or "" in config:
             raise ValueError("it is empty")
+        config = as_now(config)
     except (OSError, ValueError, yaml.YAMLError) as error:
         return Found(path, DAMAGED, trouble=f"config.yaml cannot be read ({_reason(error)})")
     history, cut = _history(path / "metrics.jsonl")
@@ -207,4 +208,4 @@ def _of_wandb(name: str, places: list[Path]) -> Found:
     known = {key: value for key, value in config.items() if key not in BESIDE and not key.startswith("_")}
     state = str(summary.get("state", UNFINISHED))
     state = state if state in STATES else UNFINISHED  # "running" and "interrupted" are of the time of writing
-    return Found(places[-1], state, leaves(known), leaves({**environment, **summary}), [*history.values()])
+    return Found(places[-1], state, as_now(leaves(known)), leaves({**environment, **summary}), [*history.values()])

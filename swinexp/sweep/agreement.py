@@ -8,19 +8,20 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from swinexp.folder import as_now
 from swinexp.mistake import Mistake
 from swinexp.sweep.space import Space, compatible
 
 
 def alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether two sweeps are the same one, in what both tell."""
-    return all(known[part] == asked[part] for part in known.keys() & asked.keys())
+    return all(_part(known, part) == _part(asked, part) for part in known.keys() & asked.keys())
 
 
 def trains_alike(known: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a point would be the same runs in both, and have the same figure."""
     before, now = known.get("objective", {}), asked.get("objective", {})
-    return all(known.get(part) == asked.get(part) for part in ("config", "options")) and all(
+    return all(_part(known, part) == _part(asked, part) for part in ("config", "options")) and all(
         before.get(part) == now.get(part) for part in ("objective", "seeds")
     )
 
@@ -29,7 +30,7 @@ def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three keys by which two sweeps differ, with both values, and how many more there are."""
     said = []
     for part in ("space", "objective", "config", "options"):
-        before, now = known.get(part, {}), asked.get(part, {})
+        before, now = _part(known, part), _part(asked, part)
         if not isinstance(before, dict):
             before, now = {part: before}, {part: now}
         for key in sorted({*before, *now}):
@@ -37,6 +38,11 @@ def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
                 said.append(f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now")
     more = f", and {len(said) - 3} more" if len(said) > 3 else ""
     return ", ".join(said[:3]) + more
+
+
+def _part(sweep: Mapping[str, Any], part: str) -> Any:
+    found = sweep.get(part, {})
+    return as_now(found) if part == "config" else found
 
 
 def check_change(space: Space, trials: Sequence[FrozenTrial], folder: Path) -> None:

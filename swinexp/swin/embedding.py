@@ -13,6 +13,10 @@ from swinexp.swin.windows import gather, inverse, merge_order, placed, take
 # Where shifted patch tokenization looks besides the patch itself: half a patch along each diagonal.
 DIAGONALS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 
+IMAGES = 4096  # that whitening looks at
+# The variance, with that of an image's values as 1, below which a direction is noise; it is also added to each one's.
+NOISE = 5e-4
+
 
 class PatchEmbedding(nn.Module):
     """Each patch of pixels to a token.
@@ -51,6 +55,44 @@ class PatchEmbedding(nn.Module):
                 images = images.contiguous(memory_format=torch.channels_last)
             x = self.norm(self.proj(images).flatten(2).transpose(1, 2))
         return gather(x, self.order, self.back)
+
+    @torch.no_grad()
+    def begin_whitened(self, images: Tensor, std: Tensor) -> None:
+        """Have a convolutional stem begin with what differs between the images it will see (arXiv 2404.00498).
+
+        Its first convolution gets `whitening` filters, and the negative of each, for the ReLU behind it cuts one half
+        off; channels for which there is none stay as they began. `images` (N, 3, H, W) uint8, and the `std` (3,) that
+        their values in [0, 1] will be divided by.
+        """
+        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        filters = whitening(images, std, first.kernel_size[0])[: len(first.weight) // 2].to(first.weight)
+        first.weight[: 2 * len(filters)] = torch.cat([filters, -filters])
+
+
+def whitening(images: Tensor, std: Tensor, side: int) -> Tensor:
+    """(N, 3, H, W) uint8, (3,) -> (filters, 3, side, side) float64: the directions in which squares of pixels vary.
+
+    Those of the most variance come first, each divided by the root of its variance, so that their outputs vary by 1 and
+    none follows from another: the eigenvectors of the squares' covariance. The same on every device to rounding.
+    """
+    some = min(len(images), IMAGES)
+    apart = max(1, min(images.shape[2:]) // 32)  # pixels between squares: of a large image no more than of a small one
+    total = torch.zeros(3 * side**2, dtype=torch.float64, device=images.device)
+    products = torch.outer(total, total)
+    places = 0
+    for part in images[torch.arange(some, device=images.device) * len(images) // some].split(128):
+        squares = F.unfold(part.double(), side, stride=apart).transpose(0, 1).flatten(1)
+        total += squares.sum(1)  # of whole numbers, and so exact
+        products += squares @ squares.T
+        places += squares.shape[1]
+    mean = total / places
+    scale = (std.double().to(mean.device) * 255).repeat_interleave(side**2)
+    covariance = (products / places - torch.outer(mean, mean)) / torch.outer(scale, scale)
+    variances, directions = torch.linalg.eigh(covariance.cpu())
+    noise = NOISE * variances.mean()
+    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    filters = (directions / (variances.clamp(min=0) + noise).sqrt()).T.flip(0)
+    return filters[: int((variances > noise).sum())].view(-1, 3, side, side)
 
 
 def conv_stem(patch: int, dim: int) -> nn.Sequential:

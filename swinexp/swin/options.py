@@ -10,6 +10,7 @@ from swinexp.mistake import check, one_of, shown
 EMBEDDINGS = ("linear", "conv", "spt")
 SIMILARITIES = ("dot", "cosine", "qk_norm", "local")
 POSITION_BIASES = ("table", "continuous", "none")
+PATCH_INITS = ("normal", "whitened")
 INITS = ("normal", "mimetic")
 NORMS = ("layer", "rms")
 PLACEMENTS = ("pre", "res_post")
@@ -88,15 +89,20 @@ class Window:
 
 @dataclass
 class Patch:
-    """`size` × `size` pixels make one token, by one of `EMBEDDINGS`; `absolute_position` adds a learnt vector to it."""
+    """`size` × `size` pixels make one token, by one of `EMBEDDINGS`; `absolute_position` adds a learnt vector to it.
+
+    `init` is how the first convolution begins: as all others, or "whitened", after the training images.
+    """
 
     size: int
     embedding: str
     absolute_position: bool
+    init: str
 
     def __post_init__(self) -> None:
         check(self.size >= 1, "patch.size", self.size, "a patch has at least one pixel", "patch.size=2")
         one_of("patch.embedding", self.embedding, EMBEDDINGS)
+        one_of("patch.init", self.init, PATCH_INITS)
         check(
             self.embedding != "conv" or self.size & (self.size - 1) == 0,
             "patch.size",
@@ -110,6 +116,13 @@ class Patch:
             self.size,
             "shifted patches (patch.embedding=spt) move by half a patch, so they have at least 2 pixels",
             "patch.size=2",
+        )
+        check(
+            self.init == "normal" or self.embedding == "conv",
+            "patch.init",
+            self.init,
+            f"it is how a convolution of overlapping pixels begins, and patch.embedding={self.embedding} has none",
+            "patch.embedding=conv, or patch.init=normal",
         )
 
 
@@ -182,6 +195,13 @@ def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> No
         f"{halvings + 1} stages halve the grid {halvings} times, which {grid}×{grid} tokens do not allow "
         f"(data.image_size={image_size} / patch.size={patch.size})",
         f"{fits}, or fewer stages",
+    )
+    check(
+        patch.init == "normal" or image_size >= 3,
+        "patch.init",
+        patch.init,
+        f"its filters are of 3×3 pixels, and images of {image_size}×{image_size} (data.image_size)",
+        "patch.init=normal",
     )
     grids = [grid // 2**stage for stage in range(halvings + 1)]
     fitting = [size for size in range(1, grid + 1) if all(side % min(size, side) == 0 for side in grids)]

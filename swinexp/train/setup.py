@@ -64,6 +64,8 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         f"trainer.batch_size={parts}",
     )
     model = build_model(run, len(dataset.classes))
+    if run.patch.init == "whitened" and weights is None and not resuming:
+        model.patch_embed.begin_whitened(dataset.train.images, dataset.std)
     report = None if weights is None else fit(model, weights)
     if device.type == "cpu":
         reason = "as asked" if run.trainer.device == "cpu" else "no GPU was found"
