@@ -459,7 +459,9 @@ class TestWhitened:
         outputs = nn.functional.conv2d(normalise(images, mean, std).double(), filters)
         variances = (1 / filters.flatten(1).square().sum(1)).numpy() - NOISE
         # Of numpy, from the squares themselves.
-        squares = np.lib.stride_tricks.sliding_window_view(normalise(images, mean, std).double().numpy(), (3, 3), (2, 3))
+        squares = np.lib.stride_tricks.sliding_window_view(
+            normalise(images, mean, std).double().numpy(), (3, 3), (2, 3)
+        )
         expected = np.linalg.eigvalsh(np.cov(np.moveaxis(squares, 1, 3).reshape(-1, 27).T))[::-1]
         assert variances == pytest.approx(expected, rel=1e-3)
         covariance = outputs.transpose(0, 1).flatten(1).cov()

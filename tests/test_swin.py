@@ -211,7 +211,10 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
     ("overrides", "message"),
     [
         (["window.size=3"], r"window\.size=3: .*4×4, 2×2 tokens; \[1, 2, 4\] do\. Type window\.size="),
-        (["patch.init=whitened"], r"patch\.init=whitened: it is how a .* patch\.embedding=linear has none\. Type patch\.emb"),
+        (
+            ["patch.init=whitened"],
+            r"patch\.init=whitened: it is how a .* patch\.embedding=linear has none\. Type patch\.emb",
+        ),
         (["patch.init=mimetic"], r"patch\.init=mimetic: one of normal, whitened"),
         (
             ["patch=p2_whitened", "data.image_size=2", "model.depths=[1]", "model.heads=[1]", "window.size=1"],
