@@ -26,7 +26,7 @@ INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
 MOST = 10  # checkpoints that can be kept
 # Keys that came later, and what all runs did before: one that lacks them goes on, and is read.
-LATER = {"attention.init": "normal", "patch.init": "normal"}
+LATER = {"attention.init": "normal", "model.init": "normal", "patch.init": "normal"}
 TEMPORARY = ".part"  # how files end that are not yet whole
 
 

@@ -101,7 +101,7 @@ def small_run(*overrides: str) -> Run:
 def network(image: int | tuple[int, int] = 32, classes: int = 10, **changes: dict[str, Any]) -> Swin:
     """The reference network without drop path, and with changes of its parts: network(window={"size": 2})."""
     parts: dict[str, Any] = {
-        "model": Model(96, [2, 6, 4], [3, 6, 12], 2.0, 0.0, 1e-6, None, []),
+        "model": Model(96, [2, 6, 4], [3, 6, 12], 2.0, 0.0, 1e-6, "normal", None, []),
         "window": Window(4, True),
         "patch": Patch(2, "linear", False, "normal"),
         "attention": Attention("dot", "table", "normal"),

@@ -39,7 +39,7 @@ def test_a_run_from_before_a_key_of_the_network_comes_back(finished: Path) -> No
         del config[group][name]
     (finished / "config.yaml").write_text(yaml.safe_dump(config))
     run = reloaded(finished)
-    assert (run.attention.init, run.patch.init) == ("normal", "normal")
+    assert {run.model.init, run.attention.init, run.patch.init} == {"normal"}
     fill(build_model(run, 10), weights(finished, "last")[0], finished)
 
 

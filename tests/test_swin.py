@@ -215,6 +215,7 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
             ["patch.init=whitened"],
             r"patch\.init=whitened: it is how a .* patch\.embedding=linear has none\. Type patch\.emb",
         ),
+        (["model.init=lecun"], r"model\.init=lecun: one of normal, fan_in"),
         (["patch.init=mimetic"], r"patch\.init=mimetic: one of normal, whitened"),
         (
             ["patch=p2_whitened", "data.image_size=2", "model.depths=[1]", "model.heads=[1]", "window.size=1"],
@@ -242,7 +243,7 @@ def test_sizes_that_do_not_fit_are_told(overrides: list[str], message: str) -> N
 
 def test_a_suggested_window_fits() -> None:
     for image_size, patch, size in [(32, 2, 5), (32, 1, 3), (48, 2, 7), (16, 4, 8)]:
-        model = Model(96, [2, 2], [3, 6], 2.0, 0.0, 1e-6, None, [])
+        model = Model(96, [2, 2], [3, 6], 2.0, 0.0, 1e-6, "normal", None, [])
         pixels = Patch(patch, "linear", False, "normal")
         with pytest.raises(Mistake) as mistake:
             check_fit(model, Window(size, True), pixels, image_size)

@@ -15,6 +15,8 @@ from swinexp.swin.layers import DepthwiseConv, DropPath, Mlp, build_norm, build_
 from swinexp.swin.options import Attention, Block, Model, Patch, Window
 from swinexp.swin.windows import diagonal_mask, gather, inverse, placed, shift_mask, stage_order, take, window_order
 
+STD = 0.02  # of weights as they begin in the paper's code
+BETWEEN_TOKENS = ("qkv", "proj", "fc1", "fc2", "reduction")  # the linear layers of blocks and merges
 PUBLISHED_MASK = -100.0  # which published code adds to scores that it leaves out
 
 
@@ -129,7 +131,8 @@ class Swin(nn.Module):
     """Logits for images of one size.
 
     `image_size` is (height, width) in pixels, or one number for square images. Linear layers and bias tables
-    start from a normal distribution of std 0.02 cut at ±2, biases at 0, as in the paper's code.
+    start from a normal distribution of std 0.02 cut at ±2, biases at 0, as in the paper's code, unless `model`, `patch`
+    and `attention` say otherwise in their `init`.
     Raises `ValueError` for images that patches do not divide.
     """
 
@@ -186,12 +189,14 @@ class Swin(nn.Module):
         self.norm = build_norm(block.norm, dim, model.norm_eps)
         self.head = nn.Linear(dim, classes)
         self.apply(_initialise)
+        if model.init == "fan_in":
+            _by_fan_in(self.layers)
         if attention.init == "mimetic":  # after all others, which so begin as they do without it
             for module in self.modules():
                 if isinstance(module, WindowAttention):
                     module.begin_mimetic()
         if self.absolute_pos_embed is not None:
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=STD)
 
     @property
     def compiled(self) -> bool:
@@ -244,7 +249,7 @@ class Swin(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=STD)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, PatchEmbedding) and isinstance(module.proj, nn.Linear):
@@ -252,8 +257,16 @@ def _initialise(module: nn.Module) -> None:
         bound = module.proj.in_features**-0.5
         nn.init.uniform_(module.proj.bias, -bound, bound)
     elif isinstance(module, WindowAttention) and module.attention.position_bias == "table":
-        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=STD)
     elif isinstance(module, SwinBlock) and not module.normed_first:
         # Every block begins as the identity: what Swin V2's code does for stability at large sizes.
         for norm in (module.norm1, module.norm2):
             nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _by_fan_in(stages: nn.Module) -> None:
+    """Weights of std 1/√(inputs) for the linear layers of blocks and merges, from those that `_initialise` drew."""
+    for name, layer in stages.named_modules():
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in BETWEEN_TOKENS:
+            layer.weight.mul_(layer.in_features**-0.5 / STD)

@@ -10,8 +10,9 @@ from swinexp.mistake import check, one_of, shown
 EMBEDDINGS = ("linear", "conv", "spt")
 SIMILARITIES = ("dot", "cosine", "qk_norm", "local")
 POSITION_BIASES = ("table", "continuous", "none")
+MODEL_INITS = ("normal", "fan_in")
 PATCH_INITS = ("normal", "whitened")
-INITS = ("normal", "mimetic")
+ATTENTION_INITS = ("normal", "mimetic")
 NORMS = ("layer", "rms")
 PLACEMENTS = ("pre", "res_post")
 
@@ -24,6 +25,9 @@ class Model:
     blocks and of attention heads. `drop_path` is the rate of the last block; the first has 0, and it grows
     linearly between them (stochastic depth, arXiv 1603.09382). `norm_eps` is that of every norm: 1e-6 in the
     reference network, 1e-5 in the paper's.
+    `init` is how the linear layers of blocks and merges begin: "normal", with weights of std 0.02 at any width, as in
+    the paper's code, or "fan_in", of std 1/√(inputs), which keeps the size of what goes through them (LeCun et al.,
+    Efficient BackProp, 1998).
     `pretrained` is a file of weights, `freeze` the names (or patterns of names) of what they are not trained in.
     """
 
@@ -33,6 +37,7 @@ class Model:
     mlp_ratio: float
     drop_path: float
     norm_eps: float
+    init: str
     pretrained: str | None
     freeze: list[str]
 
@@ -67,6 +72,7 @@ class Model:
         )
         check(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a rate in [0, 1)", "model.drop_path=0.1")
         check(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "small and positive", "model.norm_eps=1e-6")
+        one_of("model.init", self.init, MODEL_INITS)
         check(
             self.pretrained != "",
             "model.pretrained",
@@ -140,7 +146,7 @@ class Attention:
     def __post_init__(self) -> None:
         one_of("attention.similarity", self.similarity, SIMILARITIES)
         one_of("attention.position_bias", self.position_bias, POSITION_BIASES)
-        one_of("attention.init", self.init, INITS)
+        one_of("attention.init", self.init, ATTENTION_INITS)
 
 
 @dataclass
