@@ -16,7 +16,7 @@ from swinexp.swin.options import Attention, Block, Model, Patch, Window
 from swinexp.swin.windows import diagonal_mask, gather, inverse, placed, shift_mask, stage_order, take, window_order
 
 STD = 0.02  # of weights as they begin in the paper's code
-BETWEEN_TOKENS = ("qkv", "proj", "fc1", "fc2", "reduction")  # the linear layers of blocks and merges
+BY_FAN_IN = ("fc1", "fc2", "reduction")  # the linear layers of MLPs and merges; attention has an init of its own
 PUBLISHED_MASK = -100.0  # which published code adds to scores that it leaves out
 
 
@@ -266,7 +266,7 @@ def _initialise(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _by_fan_in(stages: nn.Module) -> None:
-    """Weights of std 1/√(inputs) for the linear layers of blocks and merges, from those that `_initialise` drew."""
+    """Weights of std 1/√(inputs) for the linear layers of MLPs and merges, from those that `_initialise` drew."""
     for name, layer in stages.named_modules():
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in BETWEEN_TOKENS:
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in BY_FAN_IN:
             layer.weight.mul_(layer.in_features**-0.5 / STD)

@@ -25,8 +25,8 @@ class Model:
     blocks and of attention heads. `drop_path` is the rate of the last block; the first has 0, and it grows
     linearly between them (stochastic depth, arXiv 1603.09382). `norm_eps` is that of every norm: 1e-6 in the
     reference network, 1e-5 in the paper's.
-    `init` is how the linear layers of blocks and merges begin: "normal", with weights of std 0.02 at any width, as in
-    the paper's code, or "fan_in", of std 1/√(inputs), which keeps the size of what goes through them (LeCun et al.,
+    `init` is how the linear layers of MLPs and merges begin: "normal", with weights of std 0.02 at any width, as in the
+    paper's code, or "fan_in", of std 1/√(inputs), which keeps the size of what goes through them (LeCun et al.,
     Efficient BackProp, 1998).
     `pretrained` is a file of weights, `freeze` the names (or patterns of names) of what they are not trained in.
     """
