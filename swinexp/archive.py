@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from swinexp import CONF
-from swinexp.folder import LATER, candidates, kept
+from swinexp.folder import candidates, kept
 from swinexp.mistake import Mistake, first_line, flag_meant, one_line
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def reloaded(folder: Path, **changes: Any) -> Run:
     if not (folder / "config.yaml").exists() or not candidates(folder / "checkpoints" / "last.pt"):
         raise Mistake(f"run={folder}: there is no run with a checkpoint. Type run={some_run(folder)}")
     silent = OmegaConf.load(CONF / "wandb" / "disabled.yaml")  # a run of before may lack keys of that group
-    later = OmegaConf.from_dotlist([f"{key}={value}" for key, value in LATER.items()])
-    run = typed(OmegaConf.merge(later, kept(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
+    run = typed(OmegaConf.merge(kept(folder / "config.yaml"), {"wandb": silent}, changes))  # type: ignore[arg-type]
     try:
         pick_device(run.trainer)
     except Mistake:

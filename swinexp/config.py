@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from swinexp.augment import Augmentation
 from swinexp.data import DATA, Data
 from swinexp.explain import explain, slip
+from swinexp.folder import LATER
 from swinexp.mistake import Mistake, check, leaves, one_of, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
 from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
@@ -90,7 +91,8 @@ def typed(cfg: DictConfig) -> Run:
             name = OmegaConf.select(cfg, f"{group}.name")
             check(name in kinds, f"{group}.name", name, f"one of {', '.join(kinds)}", f"{group}={next(iter(kinds))}")
             schema[group] = OmegaConf.structured(kinds[name])
-        run = OmegaConf.to_object(OmegaConf.merge(schema, cfg))
+        later = OmegaConf.from_dotlist([f"{key}={value}" for key, value in LATER.items()])
+        run = OmegaConf.to_object(OmegaConf.merge(schema, later, cfg))
     except OmegaConfBaseException as error:
         key, all_of_it = str(error.full_key), leaves(OmegaConf.to_container(cfg, resolve=False))
         given = [f"{each}={shown(value)}" for each, value in all_of_it.items() if f"{each}.".startswith(f"{key}.")]

@@ -25,7 +25,7 @@ from swinexp.mistake import Mistake, check, leaves, one_line, shown
 INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
 MOST = 10  # checkpoints that can be kept
-# Keys that came later, and what all runs did before: one that lacks them goes on, and is read.
+# Keys that came later, and what all runs did before: for a run, a study or a file of one's own that lacks them.
 LATER = {"attention.init": "normal", "model.init": "normal", "patch.init": "normal"}
 TEMPORARY = ".part"  # how files end that are not yet whole
 

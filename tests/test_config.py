@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import open_dict
 
 from swinexp import CONF, SWEEPS
 from swinexp.config import typed
+from swinexp.folder import LATER
 from swinexp.mistake import Mistake
 from tests.conftest import config, small_run
 
@@ -177,3 +179,12 @@ def test_a_composed_config_survives_yaml() -> None:
     again = OmegaConf.create(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
     assert typed(again) == typed(cfg)
     assert small_run().trainer.epochs == 3
+
+
+def test_a_file_of_ones_own_from_before_a_key_is_what_it_was() -> None:
+    cfg = config("patch=p2")
+    for key in LATER:
+        group, _, name = key.partition(".")
+        with open_dict(cfg):
+            del cfg[group][name]
+    assert typed(cfg) == typed(config("patch=p2"))

@@ -67,7 +67,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("quickstart", "quickstart: what it is an option of is missing. Type experiment=quickstart"),
         ("name=7", "name=7: a word is needed, and this is read as none; in quotes of Hydra's own it is one. Type \"name='7'\""),
         ("experiment=null", "experiment=null: there is none unless one is typed. Type the command without it"),
-        ("model={dimm:32}", "model.dimm=32: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Type model.dim=32"),
+        ("model={dimm:32}", "model.dimm=32: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, init, pretrained, freeze. Type model.dim=32"),
         ("model=t*", "model=t*: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type -m 'model=glob(t*)' for each of them"),
         ("hydra.sweeper.n_jobs=1,2", "hydra.sweeper.n_jobs=1,2: one value is wanted here; only a run's own keys are varied. Type hydra.sweeper.n_jobs=1"),
         ("hydra.sweeper.params.optimizer.lr=1,2", "hydra.sweeper.params.optimizer.lr=1,2: what is varied is typed without hydra.sweeper.params. Type -m optimizer.lr=1,2"),
@@ -210,11 +210,11 @@ INDENTED = "Write KEY: VALUE, indented with spaces as the lines beside it"
         ("model", "dim: 16\n  heads: [1,2]\n", f"model/own.yaml, line 2: not YAML (mapping values are not allowed here). {INDENTED}"),
         ("model", "heads: [1,2\ndim: 16\n", f"model/own.yaml, line 1: not YAML (expected ',' or ']', but got ':'). {INDENTED}"),
         ("model", "dim: 16\ndim: 17\n", "model/own.yaml, line 2: not YAML (found duplicate key dim). Write it once"),
-        ("model", "dim: 16\nhead: [1,2]\n", "model/own.yaml: head: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write heads there"),
+        ("model", "dim: 16\nhead: [1,2]\n", "model/own.yaml: head: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, init, pretrained, freeze. Write heads there"),
         (
             "model",
             "dim:16\n",
-            "model/own.yaml: dim:16: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write KEY: VALUE, with a space behind the colon",
+            "model/own.yaml: dim:16: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, init, pretrained, freeze. Write KEY: VALUE, with a space behind the colon",
         ),
         ("optimizer", "defaults: [sgd, _self_]\nmomentm: 1\n", "optimizer/own.yaml: momentm: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, momentum, nesterov. Write momentum there"),
         (
@@ -225,7 +225,7 @@ INDENTED = "Write KEY: VALUE, indented with spaces as the lines beside it"
         (
             "experiment",
             "# @package _global_\ndefaults: [{override /model: tiny}]\nmodel:\n  hed: 1\n",
-            "experiment/own.yaml: hed: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, pretrained, freeze. Write heads there",
+            "experiment/own.yaml: hed: no such key; model has dim, depths, heads, mlp_ratio, drop_path, norm_eps, init, pretrained, freeze. Write heads there",
         ),
         ("experiment", "defaults: [{model: tiny}]\n", "experiment/own.yaml: model: tiny: the option of another group is overridden. Write - override /model: tiny in its defaults"),
     ],
