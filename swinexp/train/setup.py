@@ -88,11 +88,11 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
         log.info("model.freeze: %s of %s parameters are trained", f"{whole - sum(frozen):,}", f"{whole:,}")
     model = model.to(device)
     if compiles(run.trainer, device, run.trainer.epochs * len(dataset.train)):
-        network = (
-            run.model,
+        network = (  # however it begins
+            replace(run.model, init="normal", pretrained=None),
             run.window,
-            run.patch,
-            run.attention,
+            replace(run.patch, init="normal"),
+            replace(run.attention, init="normal"),
             run.block,
             run.data.image_size,
             len(dataset.classes),
