@@ -526,6 +526,7 @@ class TestWhitened:
     def test_weights_from_elsewhere_stay(self, tmp_path: Path) -> None:
         source = build_model(small_run("patch=p2_conv", "seed=7"), classes=10)
         torch.save(source.state_dict(), tmp_path / "weights.pt")
-        run = small_run("patch=p2_whitened", f"model.pretrained={tmp_path}/weights.pt")
-        for model in (prepare(run)[0], prepare(small_run("patch=p2_conv", "seed=7"), resuming=True)[0]):
+        pretrained = small_run("patch=p2_whitened", f"model.pretrained={tmp_path}/weights.pt")
+        resumed = small_run("patch=p2_whitened", "seed=7")
+        for model in (prepare(pretrained)[0], prepare(resumed, resuming=True)[0]):
             assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))

@@ -307,10 +307,8 @@ def test_a_second_run_finds_what_the_first_compiled(tmp_path: Path) -> None:
 def test_runs_of_one_process_share_data_and_compiled_code_where_they_are_alike(tmp_path: Path) -> None:
     torch._dynamo.reset()
     same = ("trainer.compile=true", "trainer.epochs=1", "schedule.warmup_epochs=0", "model.depths=[1,1]")
-    first, second = (
-        small_run(*same),
-        small_run(*same, "seed=1", "optimizer.lr=3e-3", "model.init=fan_in", "attention=mimetic"),
-    )
+    first = small_run(*same)
+    second = small_run(*same, "seed=1", "optimizer.lr=3e-3", "model.init=fan_in", "attention=mimetic")
     model, dataset = prepare(first)
     train(first, model, dataset, tmp_path / "first/last.pt", watch=lambda *_: None)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -41,6 +41,7 @@ def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def _part(sweep: Mapping[str, Any], part: str) -> Any:
+    """What a sweep tells of its space, objective, config or options; a config of before, as it would be told now."""
     found = sweep.get(part, {})
     return as_now(found) if part == "config" else found
 
