@@ -135,6 +135,35 @@ def command() -> Command:
     return run
 
 
+STOPPING = """
+import os
+import swinexp.train.loop as loop
+def train_step(run, state, *rest):
+    if state.step == {step}:
+        os.kill(os.getpid(), {number})
+    plain(run, state, *rest)
+plain, loop.train_step = loop.train_step, train_step
+from swinexp.run import cli
+cli()
+"""
+
+
+def stopped(number: int, step: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process that gets a signal just before it has done one more than `step` steps.
+
+    It sends it to itself: whoever watches from outside may be late, and on a fast machine the run is over by then.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPING.format(number=int(number), step=step), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == (-number if number == signal.SIGKILL else 128 + number), done.stderr
+    return done
+
+
 class Record:
     """What `watch` is told."""
 

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -116,10 +117,15 @@ def test_its_processes_read_the_config_that_the_command_does(command: Command) -
     assert (config["seed"], config["optimizer"]["lr"]) == (7, 0.125)
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "swinexp.run", *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextmanager
+def started(*overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, gone at the end whatever has become of it."""
+    words = [sys.executable, "-m", "swinexp.run", *overrides]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def ranks(process: subprocess.Popen[str]) -> list[int]:
@@ -151,36 +157,44 @@ def test_why_a_process_ended_is_what_it_said(words: str, why: str) -> None:
 
 @pytest.mark.slow
 def test_signals_and_deaths(command: Command) -> None:
-    long = (*(one for one in TWO if not one.startswith("trainer.epochs")), "trainer.epochs=20", "name=long")
+    # Long enough that it is not over when a signal comes, on a fast machine too.
+    epochs = 80
+    long = (
+        *(one for one in TWO if not one.startswith(("trainer.epochs", "trainer.limit_train", "trainer.batch_size"))),
+        f"trainer.epochs={epochs}",
+        "trainer.batch_size=16",
+        "name=long",
+    )
     folder = Path("outputs/runs/long")
 
-    def busy() -> bool:
-        return (folder / "checkpoints" / "last.pt").exists()
+    def rows() -> int:
+        path = folder / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
 
-    process = start(*long)
-    until(busy)
-    process.send_signal(signal.SIGINT)
-    words = process.communicate(timeout=60)[1]
+    with started(*long) as process:
+        until(rows)
+        process.send_signal(signal.SIGINT)
+        words = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert words.splitlines() == [
         "swinexp: stopped by SIGINT; outputs/runs/long/checkpoints/last.pt holds all of it, the same command goes on"
     ]
-    process = start(*long)
-    until(lambda: len(ranks(process)) == 2)
-    time.sleep(4)
-    os.kill(ranks(process)[1], signal.SIGKILL)
-    words = process.communicate(timeout=60)[1]
+    before = rows()
+    with started(*long) as process:
+        until(lambda: rows() > before)
+        os.kill(ranks(process)[1], signal.SIGKILL)
+        words = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert "swinexp: one of the run's processes ended: " in words
-    process = start(*long)
-    until(lambda: len(ranks(process)) == 2)
-    orphans = ranks(process)
-    process.kill()
-    process.communicate()
+    assert rows() < epochs
+    with started(*long) as process:
+        until(lambda: len(ranks(process)) == 2)
+        orphans = ranks(process)
+        process.kill()
     done = command(*long)  # waits until they have noticed
     assert done.returncode == 0, done.stderr
     assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 20
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == epochs
 
 
 @pytest.mark.slow

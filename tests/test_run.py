@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import swinexp.run
 from swinexp import HERE
-from tests.conftest import SMALL, Command
+from tests.conftest import SMALL, Command, stopped
 from tests.test_track import inspect
 
 ROOT = HERE.parent
@@ -57,17 +56,7 @@ def test_help_lists_groups_and_examples(command: Command) -> None:
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path: Path, command: Command) -> None:
     small = [*SMALL, "wandb=offline", "trainer.epochs=40"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "swinexp.run", *small], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch  3/40"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    (line,) = errors.splitlines()
+    (line,) = stopped(signal.SIGINT, 13, *small).stderr.splitlines()
     assert line.startswith("swinexp: stopped by SIGINT; outputs/runs/")
     assert line.endswith("the same command goes on")
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
@@ -120,18 +109,9 @@ def test_a_killed_quickstart_ends_in_the_same_figures(tmp_path: Path, command: C
     assert unbroken["val/accuracy"] >= 0.97
     assert unbroken["seconds"] < 60
 
+    steps = torch.load("outputs/runs/unbroken/checkpoints/last.pt", weights_only=True)["step"] // 40
     for epoch in (7, 23):  # killed twice, in the middle of an epoch
-        process = subprocess.Popen(
-            [sys.executable, "-m", "swinexp.run", *quickstart, "name=killed"], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(f"epoch {epoch:2d}/40"):
-                time.sleep(0.1)
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        stopped(signal.SIGKILL, epoch * steps + steps // 2, *quickstart, "name=killed")
     done = command(*quickstart, "name=killed")
     assert done.returncode == 0, done.stderr
     killed = json.loads((tmp_path / "outputs/runs/killed/summary.json").read_text())

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from swinexp import HERE
 from swinexp.mistake import Mistake
 from swinexp.sweep.storage import check_storage, open_storage
-from tests.conftest import SMALL, Command
+from tests.conftest import SMALL, Command, stopped
 from tests.test_mistake import refused
 from tests.test_track import inspect
 
@@ -175,22 +175,16 @@ LONG = (*SWEEP, "trainer.epochs=30", LR, "hydra.sweeper.n_trials=2", "hydra/swee
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_trial_goes_on_in_its_folder(end: signal.Signals, tmp_path: Path, command: Command) -> None:
-    process = begun(*LONG)
     folder = folder_of(tmp_path) / "0"
-    wait_for(process, lambda: len(epochs(folder)) >= 4)
-    process.send_signal(end)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == (-9 if end == signal.SIGKILL else 128 + end)
-    before = epochs(folder)
-    assert before == [*range(1, len(before) + 1)]
-    assert len(before) < 30
+    told = stopped(end, 17, *LONG)
+    assert epochs(folder) == [1, 2, 3, 4]
     (trial,) = trials_of(tmp_path)
     point = trial.params
     if end != signal.SIGKILL:
         assert trial.state == TrialState.WAITING
-        assert len(errors.splitlines()) == 1
-        assert errors.startswith(f"swinexp: stopped by {end.name}")
-        assert "interrupted; the same command goes on" in said
+        assert len(told.stderr.splitlines()) == 1
+        assert told.stderr.startswith(f"swinexp: stopped by {end.name}")
+        assert "interrupted; the same command goes on" in told.stdout
         assert results(tmp_path)[0]["state"] == "queued"
 
     done = command(*LONG)
@@ -392,7 +386,7 @@ def test_a_tried_option_whose_file_was_edited_is_another_one(tmp_path: Path, com
 @pytest.mark.slow
 def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Path, command: Command) -> None:
     top = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.top_k=1", "hydra.sweeper.top_seeds=2")
-    options = (*SWEEP, "trainer.epochs=20", "optimizer=mine", "optimizer.lr=1e-3,2e-3", *top)
+    options = (*SWEEP, "trainer.epochs=60", "optimizer=mine", "optimizer.lr=1e-3,2e-3", *top)
     process = begun(*own_options(0.05), *options)
     wait_for(process, lambda: all(epochs(folder_of(tmp_path) / str(number)) for number in range(2)))
     own_options(0.75)

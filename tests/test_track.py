@@ -17,7 +17,7 @@ from swinexp.mistake import Diverged
 from swinexp.sweep.trial import Outside, live
 from swinexp.track import Tracker, git_diff, git_revision, read_history
 from swinexp.train import prepare, train
-from tests.conftest import SMALL, Command, Record, small_run
+from tests.conftest import SMALL, Command, Record, small_run, stopped
 
 QUICK = ("experiment=quickstart", "trainer.epochs=2", "trainer.limit_train=300", "trainer.device=cpu")
 
@@ -437,16 +437,10 @@ def test_what_differs_from_the_commit_is_a_file(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.slow
-def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "swinexp.run", *SMALL, "wandb=offline", "trainer.epochs=12", "name=killed"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch  4/12"):
-            process.kill()
-            break
-    process.communicate(timeout=60)
-    subprocess.run(arguments, check=True, capture_output=True, timeout=120)
+def test_a_killed_run_has_every_epoch_once_in_wandb(tmp_path: Path, command: Command) -> None:
+    arguments = [*SMALL, "wandb=offline", "trainer.epochs=12", "name=killed"]
+    stopped(signal.SIGKILL, 17, *arguments)
+    assert command(*arguments).returncode == 0
     parts = sorted((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
     seen = [inspect(part) for part in parts]
     killed, ended = (summary["summary"].get("state") for summary, _ in seen)

@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 from swinexp.track.sync import being_written
-from tests.conftest import SMALL, Command
+from tests.conftest import SMALL, Command, stopped
 from tests.wandb_server import KEY, Server, serving
 
 pytestmark = pytest.mark.slow
@@ -254,28 +254,17 @@ def test_pictures_and_checkpoints_are_sent(wandb_server: Server) -> None:
     assert sum(name.endswith(".png") for name in run.files) >= 3
 
 
-@contextmanager
-def stopped_after(rows: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A run in a process of its own, once metrics.jsonl has so many lines."""
-    command = [sys.executable, "-m", "swinexp.run", *SMALL, "trainer.epochs=8", "name=r", "wandb=online"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = RUN / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < rows):
-        time.sleep(0.02)
-    yield process
-    process.wait(60)
+EIGHT = (*SMALL, "trainer.epochs=8", "name=r", "wandb=online")
 
 
-@pytest.mark.parametrize(("number", "code", "state"), [(signal.SIGKILL, -9, None), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_resumed_run_goes_on_in_its_own_history(
-    number: int, code: int, state: str | None, wandb_server: Server, command: Command
+    number: signal.Signals, wandb_server: Server, command: Command
 ) -> None:
-    with stopped_after(3) as process:
-        process.send_signal(number)
-    assert process.returncode == code
-    if state is not None:
-        assert wandb_server.run().summary["state"] == state
-    done = command(*SMALL, "trainer.epochs=8", "name=r", "wandb=online")
+    stopped(number, 13, *EIGHT)
+    if number == signal.SIGINT:
+        assert wandb_server.run().summary["state"] == "interrupted"
+    done = command(*EIGHT)
     assert done.returncode == 0, done.stderr
     run = wandb_server.run()
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -288,15 +277,14 @@ def test_a_resumed_run_goes_on_in_its_own_history(
 
 @pytest.mark.parametrize("gone", [0, 2])
 def test_a_run_that_goes_on_offline_is_the_same_run(gone: int, wandb_server: Server, command: Command) -> None:
-    with stopped_after(3) as process:
-        process.kill()
+    stopped(signal.SIGKILL, 13, *EIGHT)
     files = [*Path("outputs/wandb").glob("run-*/run-*.wandb")]
     while being_written(files):  # by W&B's process
         time.sleep(0.05)
     del wandb_server.run().history[3 - gone :]  # as if the kill had come before they were sent
     (known,) = wandb_server.runs
     wandb_server.fail(401)
-    done = command(*SMALL, "trainer.epochs=8", "name=r", "wandb=online")
+    done = command(*EIGHT)
     assert done.returncode == 0, done.stderr
     assert OFFLINE in done.stdout
     assert json.loads((RUN / "summary.json").read_text())["wandb"]["id"] == known

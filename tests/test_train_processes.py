@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,25 +148,29 @@ def test_what_two_processes_judge_is_what_they_keep_running_statistics_included(
         assert kept[key] == pytest.approx(summary[key], rel=1e-6), key
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+TERMINATING = """
+import os, signal, time
+import swinexp.train.loop as loop
+plain = loop.train_step
+def train_step(run, state, *rest):
+    if os.environ["RANK"] == "0" and state.step == 22:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1)  # till torchrun has passed it on
+    plain(run, state, *rest)
+loop.train_step = train_step
+from swinexp.run import cli
+cli()
+"""
 
 
 @pytest.mark.slow
 def test_sigterm_stops_all_after_the_same_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "name=stopped", "trainer.epochs=20")
-    process = torchrun(*arguments)
-    checkpoint = tmp_path / "outputs/runs/stopped/checkpoints/last.pt"
-    wait_for(checkpoint, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = ended(process)
+    (tmp_path / "terminating.py").write_text(TERMINATING)
+    _, err = ended(torchrun(*arguments, program=["terminating.py"]))
     assert err.count("swinexp: stopped by SIGTERM; outputs/runs/stopped/checkpoints/last.pt holds all of it") == 1
-    step = torch.load(checkpoint, weights_only=True)["step"]
-    assert 0 < step < 80
+    step = torch.load(tmp_path / "outputs/runs/stopped/checkpoints/last.pt", weights_only=True)["step"]
+    assert 22 < step < 28
     again = torchrun(*arguments)
     out, err = ended(again)
     assert again.returncode == 0, err
