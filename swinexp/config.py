@@ -95,6 +95,9 @@ def typed(cfg: DictConfig) -> Run:
         run = OmegaConf.to_object(OmegaConf.merge(schema, later, cfg))
     except OmegaConfBaseException as error:
         key, all_of_it = str(error.full_key), leaves(OmegaConf.to_container(cfg, resolve=False))
+        if not key and (deep := next((each for each in all_of_it if each.count(".") > 1), None)):
+            key = deep.rpartition(".")[0]  # a mapping where a list is needed: no key of a group has any
+            all_of_it = {key: OmegaConf.to_container(OmegaConf.select(cfg, key))}
         given = [f"{each}={shown(value)}" for each, value in all_of_it.items() if f"{each}.".startswith(f"{key}.")]
         raise Mistake(_slip(key, schema) or explain(error, given or [f"{key}=null"])) from error
     assert isinstance(run, Run)

@@ -42,6 +42,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ("optimizer.momentum=0.9", "optimizer.momentum=0.9: no such key; optimizer has name, lr, weight_decay, decay, layer_decay, betas, eps. Type optimizer=sgd optimizer.momentum=0.9"),
         ("trainer.limit_train=100", "trainer.batch_size=128: there are only 100 training images. Type trainer.batch_size=64"),
         ("model=tyni", "model=tyni: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
+        ("model=[nano,tny]", "model=tny: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
+        ("augmentation.jitter={hue:1}", "augmentation.jitter={hue:1}: a list is needed. Type for example augmentation.jitter=[0.4,0.4,0.4,0.1]"),
         ("trainer=3", "trainer=3: no such option; there are default. Type trainer=default"),
         ("model=nano,tiny", "model=nano,tiny: several values are a multirun. Type -m model=nano,tiny"),
         ("optimizer.lr=range(1,3)", "optimizer.lr=range(1,3): several values are a multirun. Type -m 'optimizer.lr=range(1,3)'"),
@@ -303,6 +305,7 @@ PACKAGE = "Write # @package _global_ as its first line"
         ("experiment", f"{GLOBAL}trainr: {{epochs: 3}}\n", "trainr: no such key; there are name, .*, wandb. Write trainer there"),
         ("experiment", f"{GLOBAL}trainer: {{epohcs: 3}}\n", "epohcs: no such key; trainer has epochs, .* Write epochs there"),
         ("model", "defaults: [tiny, override /window: w4]\n", "window: an option of model decides nothing of other groups. Remove it there, and write it in the file of an experiment"),
+        ("model", "- dim\n", "a list, where KEY: VALUE is needed. Write KEY: VALUE, or defaults: above what it lists"),
         ("model", "defaults: {tiny: 1}\n", "defaults: it is a list. Write - before each line of it, as in - override /model: tiny"),
     ],
 )  # fmt: skip

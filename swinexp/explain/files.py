@@ -42,14 +42,21 @@ def check_files(arguments: Sequence[str], config_dir: str | None = None) -> None
         if group == "sweep":
             one = one_value(argument)
             check(one == argument, "sweep", option, "a sweep at a time", f"{one}, and then the others")
-        if group in NAMED and (path := file_of(group, option)).is_file():
-            _check_file(path, group, arguments)
+        own = config_dir is not None and is_group(group)
+        if (group in NAMED or own) and (path := file_of(group, option)).is_file():
+            _check_mapping(path)
+            if group in NAMED:
+                _check_file(path, group, arguments)
+
+
+def _check_mapping(path: Path) -> None:
+    if not isinstance(OmegaConf.load(path), DictConfig):
+        told = "a list, where KEY: VALUE is needed"
+        raise Mistake(f"{file_shown(path)}: {told}. Write KEY: VALUE, or defaults: above what it lists")
 
 
 def _check_file(path: Path, group: str, arguments: Sequence[str]) -> None:
-    if not isinstance(OmegaConf.load(path), DictConfig):  # which says more than the other
-        told = "a list, where KEY: VALUE is needed"
-        raise Mistake(f"{file_shown(path)}: {told}. Write KEY: VALUE, or defaults: above what it lists")
+    _check_mapping(path)  # which says more than what follows
     content = settings(path)
     defaults = content.get("defaults") or []
     if not isinstance(defaults, list):
