@@ -58,12 +58,13 @@ def main() -> None:
     state.step = 0
     images, labels = next(iter(batches(run, state, dataset)))
     factors = state.model.draw_drop_path(batch_size, torch.Generator(device))
-    ready = state.captured or clipped(run, state)
+    way = state.ways[run.data.image_size]
+    ready = way.captured or clipped(run, state)
     parts: dict[str, tuple[float, float]] = {
         "a step, whole": tuple(each / options.steps for each in timed(epoch, 2, device)),
         "augmentation": tuple(each / options.steps for each in timed(augmentation, 2, device)),
         "gradients": timed(lambda: ready(images, labels, factors), 5, device),
-        "optimizer": timed(state.update or state.optimizer.step, 5, device),
+        "optimizer": timed(way.update or state.optimizer.step, 5, device),
     }
     if state.ema is not None:
         ema = state.ema

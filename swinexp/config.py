@@ -17,7 +17,7 @@ from swinexp.explain import explain, slip
 from swinexp.folder import LATER
 from swinexp.mistake import Mistake, check, leaves, one_of, shown
 from swinexp.optim import OPTIMIZERS, SCHEDULES, Constant, Optimizer, Schedule, ScheduleFree
-from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit
+from swinexp.swin import Attention, Block, Model, Patch, Window, check_fit, is_fitting
 from swinexp.track import Wandb
 from swinexp.train import EMA_OBJECTIVES, OBJECTIVES, TEST_OBJECTIVES, Trainer
 
@@ -76,6 +76,32 @@ class Run:
             "schedule=constant",
         )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
+        self._check_small()
+
+    def _check_small(self) -> None:
+        """Raise `Mistake` unless the network takes the smaller images of the first epochs."""
+        side, whole = self.trainer.small_side(self.data.image_size), self.data.image_size
+        if not self.trainer.small_epochs:
+            return
+        key, typed = "trainer.small_size", self.trainer.small_size
+        check(
+            not self.patch.absolute_position,
+            "trainer.small_epochs",
+            self.trainer.small_epochs,
+            "learnt absolute positions are of one size (patch.absolute_position=true)",
+            "patch.absolute_position=false",
+        )
+        fitting = [size for size in range(1, whole) if is_fitting(self.model, self.window, self.patch, size)]
+        check(
+            bool(fitting),
+            "trainer.small_epochs",
+            self.trainer.small_epochs,
+            f"no image of less than {whole} pixels fits the network's patches, stages and windows",
+            "trainer.small_epochs=0",
+        )
+        near = min(fitting, key=lambda size: abs(size - side))
+        told = f"patches, stages and windows fit smaller images of {', '.join(map(str, fitting))} pixels"
+        check(side in fitting, key, typed, told if typed else f"half of {whole} pixels, and {told}", f"{key}={near}")
 
     @property
     def objectives(self) -> list[str]:
@@ -91,7 +117,7 @@ def typed(cfg: DictConfig) -> Run:
             name = OmegaConf.select(cfg, f"{group}.name")
             check(name in kinds, f"{group}.name", name, f"one of {', '.join(kinds)}", f"{group}={next(iter(kinds))}")
             schema[group] = OmegaConf.structured(kinds[name])
-        later = OmegaConf.from_dotlist([f"{key}={value}" for key, value in LATER.items()])
+        later = OmegaConf.from_dotlist([f"{key}={shown(value)}" for key, value in LATER.items()])
         run = OmegaConf.to_object(OmegaConf.merge(schema, later, cfg))
     except OmegaConfBaseException as error:
         key, all_of_it = str(error.full_key), leaves(OmegaConf.to_container(cfg, resolve=False))

@@ -26,7 +26,13 @@ INCIDENTAL = ("name", "wandb", "data.cache", "data.placement")
 LONGEST = 100
 MOST = 10  # checkpoints that can be kept
 # Keys that came later, and what all runs did before: for a run, a study or a file of one's own that lacks them.
-LATER = {"attention.init": "normal", "model.init": "normal", "patch.init": "normal"}
+LATER: dict[str, str | int | None] = {
+    "attention.init": "normal",
+    "model.init": "normal",
+    "patch.init": "normal",
+    "trainer.small_epochs": 0,
+    "trainer.small_size": None,
+}
 TEMPORARY = ".part"  # how files end that are not yet whole
 
 

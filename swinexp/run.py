@@ -167,7 +167,7 @@ def _run(
                         track.look(Look(run, dataset, path))
                     summary = track.finish(figures)
                 except Pruned:
-                    summary = track.finish(summarise(track.history), pruned=True)
+                    summary = track.finish(summarise(track.history, run.trainer.small_epochs), pruned=True)
         if trial.number is None and rank() == 0:
             print_summary(summary, path)
         if trial.number is not None and summary.get("pruned"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -131,14 +132,73 @@ def test_windows_round_trip(height: int, width: int, window: int) -> None:
     assert torch.equal(windows[0, 0], x[0, :window, :window].reshape(-1, 5))
 
 
-@pytest.mark.parametrize("window", [1, 2, 7])
-def test_a_bias_tables_gradient_is_autograds(window: int) -> None:
-    index, pairs = relative_position_index(window), pairs_by_offset(window)
-    table = torch.randn((2 * window - 1) ** 2, 3, dtype=torch.double, requires_grad=True)
+@pytest.mark.parametrize(("window", "of"), [(1, 1), (2, 2), (7, 7), (2, 4), (3, 7), (1, 2)])
+def test_a_bias_tables_gradient_is_autograds(window: int, of: int) -> None:
+    index, pairs = relative_position_index(window, of), pairs_by_offset(window, of)
+    table = torch.randn((2 * of - 1) ** 2, 3, dtype=torch.double, requires_grad=True)
+    inner = slice(of - window, of + window - 1)  # offsets of less than `window`
+    small = table.view(2 * of - 1, 2 * of - 1, 3)[inner, inner].flatten(0, 1)
+    assert torch.equal(small[relative_position_index(window, window)], table[index])
     plain, ours = table[index].permute(2, 0, 1), from_table(table, index, pairs)
     assert torch.equal(ours, plain)
     y = torch.randn_like(plain)
     torch.testing.assert_close(torch.autograd.grad(ours, table, y), torch.autograd.grad(plain, table, y))
+
+
+THREE_STAGES = {
+    "model": {"dim": 16, "heads": [1, 2, 4], "depths": [2, 2, 2]},
+    "patch": {"embedding": "conv"},
+    "block": {"depthwise_conv": True},
+}
+
+
+@pytest.mark.parametrize(
+    "side", [24, 16, 8]
+)  # with windows of 4 tokens in the first stage, and of 3, 2 and 1 in the last
+def test_a_resized_network_is_that_of_the_other_size_with_the_same_weights(side: int) -> None:
+    whole = network(**THREE_STAGES)
+    before = torch.get_rng_state()
+    small = whole.resized(side)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert whole.resized(side) is small
+    other = network(side, **THREE_STAGES)
+    kept = whole.state_dict()
+    for name, value in other.state_dict().items():
+        if kept[name].shape != value.shape:  # of a smaller window: the inner part of the table
+            longest, inner = math.isqrt(len(kept[name])), math.isqrt(len(value))
+            cut = slice((longest - inner) // 2, (longest + inner) // 2)
+            kept[name] = kept[name].view(longest, longest, -1)[cut, cut].flatten(0, 1)
+    other.load_state_dict(kept)
+    images = torch.randn(4, 3, side, side)
+    for each in (small, other):
+        each.train()
+        each(images).square().sum().backward()
+    assert torch.equal(small(images), other(images))
+    theirs = dict(other.named_parameters())
+    for name, mine in whole.named_parameters():
+        if mine.shape == theirs[name].shape:
+            assert torch.equal(mine.grad, theirs[name].grad), name  # type: ignore[arg-type]
+    statistics = "patch_embed.proj.1.running_mean"
+    assert torch.equal(whole.state_dict()[statistics], other.state_dict()[statistics])
+
+
+@pytest.mark.parametrize("position", ["table", "continuous"])
+def test_a_resized_network_adds_for_an_offset_what_the_whole_one_adds(position: str) -> None:
+    whole = network(**THREE_STAGES, attention={"position_bias": position})
+    cut = 0
+    for mine, theirs in zip(whole.stages(), whole.resized(16).stages(), strict=True):
+        window, smaller = mine.blocks[0].window, theirs.blocks[0].window
+        places = torch.arange(window**2).view(window, window)[:smaller, :smaller].flatten()
+        bias, of_smaller = mine.blocks[0].attn.position_bias(), theirs.blocks[0].attn.position_bias()
+        assert torch.equal(bias[:, places][:, :, places], of_smaller)
+        cut += smaller < window
+    assert cut == 1
+
+
+def test_a_network_with_learnt_positions_or_for_smaller_images_cannot_be_resized() -> None:
+    for one, side in ((network(patch={"absolute_position": True}), 16), (network(16), 32)):
+        with pytest.raises(ValueError, match=f"has no positions for images of {side}×{side}"):
+            one.resized(side)
 
 
 def test_shift_mask_keeps_apart_what_the_shift_brought_together() -> None:

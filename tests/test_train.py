@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from swinexp.mistake import Mistake
+from swinexp.swin import Swin, by_threads
 from swinexp.train import derive, evaluate, prepare, summarise, train
 from swinexp.train.evaluation import EVALUATION_BATCH
 from tests.conftest import STRONG, Record, small_run, trained
@@ -70,6 +71,25 @@ def test_it_learns(tmp_path: Path) -> None:
     assert figures["val/accuracy"] > 0.75
     assert figures["epochs"] == 15
     assert figures["best/val/accuracy"] >= figures["val/accuracy"]
+
+
+def test_the_first_epochs_may_be_of_smaller_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import swinexp.train.step as step
+
+    seen: list[tuple[str, Tensor]] = []
+
+    def record(network: Swin, images: Tensor, *rest: Tensor | None) -> Tensor:
+        seen.append((f"{network.image_size}", images))
+        return by_threads(network, images, *rest)
+
+    monkeypatch.setattr(step, "by_threads", record)
+    small, _ = trained(tmp_path / "small/last.pt", "trainer.small_epochs=2")
+    whole, _ = trained(tmp_path / "whole/last.pt")
+    assert [network for network, _ in seen] == ["(8, 8)"] * 2 * STEPS + ["(16, 16)"] * 4 * STEPS
+    for (_, scaled), (_, images) in zip(seen[:STEPS], seen[3 * STEPS : 4 * STEPS], strict=True):
+        torch.testing.assert_close(scaled, images.unflatten(2, (8, 2)).unflatten(4, (8, 2)).mean((3, 5)))
+    assert small["train/loss"] != whole["train/loss"]
+    assert small["epochs"] == whole["epochs"]
 
 
 def batches(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[list[bytes]], list[Any]]:
@@ -152,6 +172,14 @@ def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: py
             "trainer.batch_size=500",
             "trainer.batch_size=500: there are only 200 training images. Type trainer.batch_size=128",
         ),
+        (
+            "trainer.small_epochs=3",
+            "trainer.small_epochs=3: 0 to 2, for the last of trainer.epochs=3 is of whole images. Type trainer.small_epochs=1",
+        ),
+        (
+            "trainer.small_size=8",
+            r"trainer.small_size=8: no epoch is of smaller images \(trainer.small_epochs=0\). Type trainer.small_epochs=1",
+        ),
         ("trainer.device=tpu", "trainer.device=tpu: one of auto, cpu, cuda, cuda:N"),
         ("trainer.device=cuda:77", r"trainer.device=cuda:77: this machine has \d+ CUDA GPUs"),
     ],
@@ -216,3 +244,5 @@ def test_the_summary_tells_last_from_best_and_leaves_out_the_warming_epoch() -> 
     assert figures["val/images_per_second"] == 330
     assert figures["seconds"] == 10
     assert summarise(history[:1])["train/images_per_second"] == 5
+    assert summarise(history, small=3)["train/images_per_second"] == 110
+    assert summarise(history[:2], small=3)["train/images_per_second"] == 52.5

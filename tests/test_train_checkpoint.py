@@ -36,6 +36,7 @@ MATRIX = [
     ("optimizer=schedule_free", "schedule=constant", "trainer.ema=0.9", "trainer.accumulate=2"),
     ("optimizer=lamb", "trainer.on_nan=skip", "augmentation.flip=true", "augmentation.flip_in_turn=true"),
     ("optimizer=adamw", "trainer.precision=fp16", "trainer.ema=0.9"),
+    ("trainer.small_epochs=2", "patch=p2_conv", "trainer.ema=0.9"),
 ]
 
 

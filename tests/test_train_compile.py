@@ -48,10 +48,13 @@ def test_a_step_is_a_graph_on_a_gpu_unless_nothing_is_to_be_compiled() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_a_captured_step_is_the_plain_one(optimizer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("optimizer", "small"), [("adamw", 0), ("muon", 0), ("sgd", 0), ("adamw", 1), ("muon", 1)])
+def test_a_captured_step_is_the_plain_one(
+    optimizer: str, small: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kernels = ("model.heads=[1,2]", "patch=p2_conv", "block=depthwise_conv", f"optimizer={optimizer}")
-    overrides = (*STRONG, *kernels, "trainer.device=cuda", "trainer.epochs=3", "trainer.accumulate=2")
+    length = ("trainer.epochs=3", f"trainer.small_epochs={small}")
+    overrides = (*STRONG, *kernels, *length, "trainer.device=cuda", "trainer.accumulate=2")
     plain, _ = trained(tmp_path / "plain/last.pt", *overrides, "trainer.compile=false")
     captured, _ = trained(tmp_path / "captured/last.pt", *overrides, "trainer.compile=graphs")
     assert captured.pop("gpu_memory") > 0
@@ -253,8 +256,10 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step(tmp_path: Path) -> None:
-    overrides = (*STRONG, "trainer.epochs=2", "trainer.accumulate=2", "model.depths=[1,1]")
+@pytest.mark.parametrize("small", [0, 1])
+def test_a_compiled_run_follows_the_plain_one_and_compiles_before_its_first_step(tmp_path: Path, small: int) -> None:
+    length = ("trainer.epochs=2", f"trainer.small_epochs={small}")
+    overrides = (*STRONG, *length, "trainer.accumulate=2", "model.depths=[1,1]")
     plain, _ = trained(tmp_path / "plain/last.pt", *overrides)
     torch._dynamo.reset()
     graphs: list[int] = []

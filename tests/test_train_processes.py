@@ -110,12 +110,13 @@ def test_a_finished_run_is_summed_up_by_the_first_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_are_one(tmp_path: Path, accumulate: int) -> None:
-    one = [sys.executable, "-m", "swinexp.run", *ARGUMENTS, "name=one"]
+@pytest.mark.parametrize(("accumulate", "small"), [(1, 0), (2, 2)])
+def test_two_processes_are_one(tmp_path: Path, accumulate: int, small: int) -> None:
+    length = f"trainer.small_epochs={small}"
+    one = [sys.executable, "-m", "swinexp.run", *ARGUMENTS, length, "name=one"]
     alone = subprocess.run(one, capture_output=True, text=True, timeout=180, check=False)
     assert alone.returncode == 0, alone.stderr
-    process = torchrun(*ARGUMENTS, "name=two", f"trainer.accumulate={accumulate}")
+    process = torchrun(*ARGUMENTS, length, "name=two", f"trainer.accumulate={accumulate}")
     out, err = ended(process)
     assert process.returncode == 0, err
     assert out.count("epoch 3/3") == 1  # one of them speaks

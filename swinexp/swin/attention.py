@@ -30,13 +30,15 @@ class WindowAttention(nn.Module):
     position    table       a learnt value for each offset and head (arXiv 2103.14030)
                 continuous  the same, made from log-spaced offsets by a small network (arXiv 2111.09883)
                 none
+
+    `table` is the window whose offsets the table holds, at least `window`.
     """
 
     relative_position_index: Tensor
     pairs: Tensor
     relative_coords_table: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int, attention: Attention, norm_eps: float) -> None:
+    def __init__(self, dim: int, heads: int, window: int, table: int, attention: Attention, norm_eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.attention = attention
@@ -52,14 +54,14 @@ class WindowAttention(nn.Module):
         elif attention.similarity == "local":
             self.temperature = nn.Parameter(torch.full((heads, 1, 1), channels**-0.5))
         if attention.position_bias == "table":
-            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * table - 1) ** 2, heads))
         elif attention.position_bias == "continuous":
             self.cpb_mlp = nn.Sequential(
                 nn.Linear(2, POSITION_HIDDEN), nn.ReLU(), nn.Linear(POSITION_HIDDEN, heads, bias=False)
             )
-            self.register_buffer("relative_coords_table", log_spaced_offsets(window), persistent=False)
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
-        self.register_buffer("pairs", pairs_by_offset(window), persistent=False)
+            self.register_buffer("relative_coords_table", log_spaced_offsets(table), persistent=False)
+        self.register_buffer("relative_position_index", relative_position_index(window, table), persistent=False)
+        self.register_buffer("pairs", pairs_by_offset(window, table), persistent=False)
 
     def position_bias(self) -> Tensor | None:
         """(N, T, T), added to the scores"""

@@ -33,6 +33,7 @@ class SwinBlock(nn.Module):
         heads: int,
         grid: tuple[int, int],
         window: int,
+        table: int,
         shift: tuple[int, int],
         drop_path: float,
         model: Model,
@@ -45,7 +46,7 @@ class SwinBlock(nn.Module):
         stage = stage_order(*grid, window)
         hidden = int(dim * model.mlp_ratio)
         self.norm1 = build_norm(block.norm, dim, model.norm_eps)
-        self.attn = WindowAttention(dim, heads, window, attention, model.norm_eps)
+        self.attn = WindowAttention(dim, heads, window, table, attention, model.norm_eps)
         self.norm2 = build_norm(block.norm, dim, model.norm_eps)
         self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, window) if block.depthwise_conv else None)
         self.drop_path = DropPath(drop_path)
@@ -132,7 +133,8 @@ class Swin(nn.Module):
 
     `image_size` is (height, width) in pixels, or one number for square images. Linear layers and bias tables
     start from a normal distribution of std 0.02 cut at ±2, biases at 0, as in the paper's code, unless `model`, `patch`
-    and `attention` say otherwise in their `init`.
+    and `attention` say otherwise in their `init`. `tables` are the windows, one for each stage, whose offsets the bias
+    tables hold, where those are larger than the stages' own.
     Raises `ValueError` for images that patches do not divide.
     """
 
@@ -147,8 +149,11 @@ class Swin(nn.Module):
         block: Block,
         image_size: int | tuple[int, int],
         classes: int,
+        tables: list[int] | None = None,
     ) -> None:
         super().__init__()
+        self.parts = (model, window, patch, attention, block)
+        self._resized: dict[int, Swin] = {}
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if min(height, width) < patch.size or height % patch.size or width % patch.size:
             raise ValueError(
@@ -159,7 +164,8 @@ class Swin(nn.Module):
         grids = [(height // patch.size, width // patch.size)]
         for _ in model.depths[1:]:
             grids.append((math.ceil(grids[-1][0] / 2), math.ceil(grids[-1][1] / 2)))
-        windows = [min(window.size, *grid) for grid in grids]
+        self.windows = [min(window.size, *grid) for grid in grids]
+        windows, tables = self.windows, self.windows if tables is None else tables
         orders = [stage_order(*grid, size) for grid, size in zip(grids, windows, strict=True)]
         rates = torch.linspace(0, model.drop_path, sum(model.depths))
         self.drops = bool(rates.any())
@@ -169,12 +175,14 @@ class Swin(nn.Module):
         positions = torch.empty(1, len(orders[0]), model.dim)  # row by row, as in the paper's code
         self.absolute_pos_embed = nn.Parameter(positions) if patch.absolute_position else None
         stages = []
-        for i, (depth, heads, grid, size) in enumerate(zip(model.depths, model.heads, grids, windows, strict=True)):
+        sizes = zip(model.depths, model.heads, grids, windows, tables, strict=True)
+        for i, (depth, heads, grid, size, table) in enumerate(sizes):
             dim = model.dim * 2**i
             half = [size // 2 if window.shift and size < side else 0 for side in grid]
             shifts = [(half[0], half[1]) if j % 2 else (0, 0) for j in range(depth)]
             blocks = [
-                SwinBlock(dim, heads, grid, size, shift, next(drop_path), model, attention, block) for shift in shifts
+                SwinBlock(dim, heads, grid, size, table, shift, next(drop_path), model, attention, block)
+                for shift in shifts
             ]
             merging = None
             if i + 1 < len(grids):
@@ -204,8 +212,33 @@ class Swin(nn.Module):
         return self._compiled_call_impl is not None
 
     def uncompile(self) -> None:
-        """Undo `compile`."""
-        self._compiled_call_impl = None
+        """Undo `compile`, of what is `resized` too."""
+        for network in (self, *self._resized.values()):
+            network._compiled_call_impl = None
+
+    def resized(self, side: int) -> Swin:
+        """This network for smaller square images: the same parameters and statistics, not copies of them. Made once.
+
+        Where windows are cut down to a smaller map, they take the inner part of the bias tables.
+        Raises `ValueError` for larger images, and for learnt absolute positions, which are of one size.
+        """
+        if side > min(self.image_size) or self.absolute_pos_embed is not None:
+            height, width = self.image_size
+            raise ValueError(f"a network for {height}×{width} pixels has no positions for images of {side}×{side}")
+        if side not in self._resized:
+            with torch.random.fork_rng(devices=[]):
+                other = Swin(*self.parts, side, self.head.out_features, self.windows)
+            other.to(self.head.weight.device)
+            kept = self.state_dict().keys()
+            for name, mine in self.named_modules():
+                theirs = other.get_submodule(name)
+                for key, parameter in mine.named_parameters(recurse=False):
+                    setattr(theirs, key, parameter)
+                for key, buffer in mine.named_buffers(recurse=False):
+                    if f"{name}.{key}".lstrip(".") in kept:
+                        setattr(theirs, key, buffer)
+            self._resized[side] = other
+        return self._resized[side]
 
     def stages(self) -> Iterator[Stage]:
         """One after the other."""

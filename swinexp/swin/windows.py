@@ -98,20 +98,20 @@ def gather(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
     return _Gather.apply(x, index, back)
 
 
-def relative_position_index(window: int) -> Tensor:
-    """(T, T): the row of the bias table for each pair of tokens of a window, by their offset."""
+def relative_position_index(window: int, table: int) -> Tensor:
+    """(T, T): for each pair of tokens of a window, by their offset, its row in the bias table of windows of `table`."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
-    dy = y[:, None] - y[None, :] + window - 1
-    dx = x[:, None] - x[None, :] + window - 1
-    return dy * (2 * window - 1) + dx
+    dy = y[:, None] - y[None, :] + table - 1
+    dx = x[:, None] - x[None, :] + table - 1
+    return dy * (2 * table - 1) + dx
 
 
-def pairs_by_offset(window: int) -> Tensor:
-    """((2·window - 1)², T): for each row of the bias table, which pairs of T² take it; T² where there are fewer."""
-    index = relative_position_index(window).flatten()
+def pairs_by_offset(window: int, table: int) -> Tensor:
+    """((2·table - 1)², T): for each row of the bias table, which pairs of T² take it; T² where there are fewer."""
+    index = relative_position_index(window, table).flatten()
     at = torch.argsort(index, stable=True)
-    counts = index.bincount()
+    counts = index.bincount(minlength=(2 * table - 1) ** 2)
     within = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index[at]]
     pairs = torch.full((len(counts), window**2), len(index))
     pairs[index[at], within] = at
@@ -134,7 +134,7 @@ class _FromTable(torch.autograd.Function):
 
 
 def from_table(table: Tensor, index: Tensor, pairs: Tensor) -> Tensor:
-    """((2·window - 1)², N), `relative_position_index` and `pairs_by_offset` -> (N, T, T)"""
+    """((2·table - 1)², N), `relative_position_index` and `pairs_by_offset` -> (N, T, T)"""
     out: Tensor = _FromTable.apply(table, index, pairs)
     return out.permute(2, 0, 1)
 

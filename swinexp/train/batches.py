@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from swinexp.augment import augment, mirrored_in_turn
@@ -40,6 +41,7 @@ def batches(run: Run, state: State, dataset: Dataset) -> Iterator[tuple[Tensor, 
     views = steps * batch_size  # of the epoch; the last image may have fewer
     order = order[: math.ceil(views / repeats)].repeat_interleave(repeats)[:views]
     start = state.step - epoch * steps
+    side = run.trainer.side(epoch, run.data.image_size)
     together = min(steps, batches_at_once(batch_size, train_set.images[0].numel(), device))
     firsts = range(start - start % together, steps, together)
     parts = [slice(first * batch_size, (first + together) * batch_size) for first in firsts]
@@ -53,8 +55,14 @@ def batches(run: Run, state: State, dataset: Dataset) -> Iterator[tuple[Tensor, 
     for first, split, flips in zip(firsts, several, mirrored, strict=True):
         seed = derive(run.seed, "augmentation", epoch * steps + first)
         images, labels = augmented(run, dataset, split, seed, flips, batch_size)
+        images = scaled(images, side)
         trained = max(0, start - first)
         yield from zip(images.split(batch_size)[trained:], labels.split(batch_size)[trained:], strict=True)
+
+
+def scaled(images: Tensor, side: int) -> Tensor:
+    """(B, 3, S, S) -> (B, 3, side, side): each pixel the mean of those that it covers."""
+    return images if images.shape[-1] == side else F.interpolate(images, size=(side, side), mode="area")
 
 
 def augmented(

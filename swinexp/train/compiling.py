@@ -17,12 +17,12 @@ from swinexp.data import Dataset
 from swinexp.mistake import Mistake, first_line
 from swinexp.optim import is_recordable
 from swinexp.swin import operators
-from swinexp.train.batches import augmented
+from swinexp.train.batches import augmented, scaled
 from swinexp.train.devices import captures, compiles
 from swinexp.train.evaluation import predictions
 from swinexp.train.graph import Captured, CapturedUpdate
 from swinexp.train.options import Trainer
-from swinexp.train.state import State
+from swinexp.train.state import State, Way
 from swinexp.train.step import clipped, gradients, restoring
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if not images or not (compiled or captured):
         return None
     began = time.perf_counter()
-    if compiled and not state.model.compiled:  # else it is the network of the run before
-        _keep_what_is_compiled(trainer)
-        state.model.compile()
+    for _, way in _ahead(run, state):
+        if compiled and not way.network.compiled:  # else it is the network of the run before
+            _keep_what_is_compiled(trainer)
+            way.network.compile()
     again = False
     try:
         _first_calls(run, state, dataset, captured)
@@ -70,7 +71,7 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
-    if compiled or state.captured is not None:
+    if compiled or any(way.captured is not None for way in state.ways.values()):
         log.info("%s in %.1f s", "compiled" if compiled else "captured a step as a CUDA graph", seconds)
     return seconds
 
@@ -93,20 +94,23 @@ def _keep_what_is_compiled(trainer: Trainer) -> None:
 def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> None:
     """A step and an evaluation, which have a compiled network compiled; weights and statistics stay as they are."""
     device, batch_size = dataset.mean.device, run.trainer.batch_size
-    state.captured = state.update = None
     restore = restoring(dict(state.model.named_buffers()))  # of a BatchNorm
     batch = next(iter(dataset.train.each([torch.arange(batch_size, device=dataset.train.labels.device)])))
     mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
     pixels, labels = augmented(run, dataset, batch, 0, mirrored)
     factors = state.model.draw_drop_path(batch_size, Generator(device).manual_seed(0))
-    state.forward.train()
+    for way in state.ways.values():
+        way.captured = way.update = None
     try:
-        if captured:
-            state.captured = Captured(clipped(run, state), state.parameters(), pixels, labels, factors)
-            if is_recordable(state.optimizer):
-                state.update = CapturedUpdate(state.optimizer)
-        else:
-            gradients(run, state, pixels, labels, factors)
+        for side, way in _ahead(run, state):
+            way.forward.train()
+            images = scaled(pixels, side)
+            if captured:
+                way.captured = Captured(clipped(run, state), state.parameters(), images, labels, factors)
+                if is_recordable(state.optimizer):
+                    way.update = CapturedUpdate(state.optimizer)
+            else:
+                gradients(run, state, images, labels, factors)
     except RuntimeError as error:
         if not captured or _compiler_failed(state, error):
             raise
@@ -116,6 +120,13 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
         state.optimizer.zero_grad(set_to_none=True)
         restore()
     next(predictions(run, state.model, dataset.val, dataset), None)  # of several processes one may have no batch
+
+
+def _ahead(run: Run, state: State) -> list[tuple[int, Way]]:
+    """The ways that what is left of the run will go, by the side of their images."""
+    left = range(len(state.history), run.trainer.epochs)
+    sides = dict.fromkeys(run.trainer.side(epoch, run.data.image_size) for epoch in left)
+    return [(side, state.ways[side]) for side in sides]
 
 
 def _compiler_failed(state: State, error: RuntimeError) -> bool:

@@ -91,7 +91,9 @@ def train(
                 raise Interrupted(number, checkpoint)
         if len(state.history) < run.trainer.epochs:
             log.info("no better val/accuracy in %d epochs (trainer.patience): the run ends", run.trainer.patience)
-        figures = summarise(state.history) | ({} if compile_seconds is None else {"compile_seconds": compile_seconds})
+        figures = summarise(state.history, run.trainer.small_epochs)
+        if compile_seconds is not None:
+            figures["compile_seconds"] = compile_seconds
         if device.type == "cuda":
             figures["gpu_memory"] = torch.cuda.max_memory_allocated(device)
         if dataset.test is not None:
@@ -113,7 +115,8 @@ def train_epoch(run: Run, state: State, dataset: Dataset, tick: Tick | None = No
     """
     device, batch_size, steps, epoch = dataset.mean.device, run.trainer.batch_size, state.steps, len(state.history)
     generator = Generator(device)
-    state.forward.train()
+    for way in state.ways.values():
+        way.forward.train()
     number, began = 0, time.perf_counter()
     for images, labels in batches(run, state, dataset):
         # Reseeded for every step, so that a resumed step is the same step.
@@ -149,10 +152,11 @@ def _close_epoch(run: Run, state: State, dataset: Dataset, asked: Asked) -> bool
     return True
 
 
-def summarise(history: Sequence[Metrics]) -> dict[str, float]:
+def summarise(history: Sequence[Metrics], small: int = 0) -> dict[str, float]:
     """The figures of a run: the last epoch's, and the best epoch's under a name of their own.
 
-    Throughput is the median of the epochs after the first, which also warms up; of the first if it is the only one.
+    Throughput is the median of the epochs after the first, which also warms up, and after those of `small` images; of
+    all where there is no other.
     """
     best = best_epoch(history)
     last = history[-1]
@@ -162,7 +166,7 @@ def summarise(history: Sequence[Metrics]) -> dict[str, float]:
         "val/loss": last["val/loss"],
         **ema,
         "train/loss": last["train/loss"],
-        **{key: statistics.median(m[key] for m in history[1:] or history) for key in SPEEDS},
+        **{key: statistics.median(m[key] for m in history[max(1, small) :] or history) for key in SPEEDS},
         "best/epoch": best,
         "best/val/accuracy": history[best - 1]["val/accuracy"],
         "best/val/loss": history[best - 1]["val/loss"],

@@ -42,6 +42,8 @@ class Trainer:
     `precision`        of matrix products: one of `PRECISIONS`
     `compile`          one of `COMPILE`; all but false have a GPU launch a step as one CUDA graph
     `on_nan`           a loss that is not finite ends the run, or such steps are skipped
+    `small_epochs`     so many at the beginning are of images scaled down to `small_size` pixels, or to half of their
+                       size: progressive resizing
     `fit_memory`       train in smaller parts when a GPU's memory does not do, in one process, rather than stop
     """
 
@@ -61,6 +63,8 @@ class Trainer:
     on_nan: str
     fit_memory: bool
     limit_train: int | None
+    small_epochs: int
+    small_size: int | None
 
     def __post_init__(self) -> None:
         for key, example in (("epochs", 30), ("batch_size", 128), ("accumulate", 1), ("keep", 2), ("gpus", 1)):
@@ -117,6 +121,28 @@ class Trainer:
         one_of("trainer.on_nan", self.on_nan, ON_NAN)
         if self.limit_train is not None:
             self.check_images(self.limit_train)
+        check(
+            0 <= self.small_epochs < self.epochs,
+            "trainer.small_epochs",
+            self.small_epochs,
+            f"0 to {self.epochs - 1}, for the last of trainer.epochs={self.epochs} is of whole images",
+            f"trainer.small_epochs={self.epochs // 2}",
+        )
+        check(
+            self.small_epochs > 0 or self.small_size is None,
+            "trainer.small_size",
+            self.small_size,
+            "no epoch is of smaller images (trainer.small_epochs=0)",
+            f"trainer.small_epochs={self.epochs // 2}",
+        )
+
+    def small_side(self, image_size: int) -> int:
+        """Pixels of the smaller images' side, for images of so many."""
+        return image_size // 2 if self.small_size is None else self.small_size
+
+    def side(self, epoch: int, image_size: int) -> int:
+        """Pixels of the side of the images that an epoch, from 0, trains on."""
+        return self.small_side(image_size) if epoch < self.small_epochs else image_size
 
     def check_images(self, images: int) -> None:
         """Raise `Mistake` unless so many training images are a batch."""

@@ -36,18 +36,32 @@ def best_epoch(history: Sequence[Metrics]) -> int:
 
 
 @dataclass
+class Way:
+    """What batches of one image size go through.
+
+    `forward` is the network, which may average its gradients over several processes. `captured` makes a batch's
+    gradients as a CUDA graph, and `update` is the optimizer's step as one, where there are such.
+    """
+
+    network: Swin
+    forward: nn.Module
+    captured: Captured | None = None
+    update: CapturedUpdate | None = None
+
+
+@dataclass
 class State:
     """All that changes while training. `step` counts optimizer steps from the start of the run.
 
     `losses` and `norms` (steps of an epoch,) are of the epoch under way: of each step the loss, this process's part of
     it, and the norm of the gradient before clipping. They stay on the device until the epoch ends. So is `seconds` of
     that epoch. `history` holds the metrics of the finished ones. `parts` is how many a batch is trained in.
-    `running` are the model's running statistics, by name: a BatchNorm's. `captured` makes a batch's gradients as a CUDA
-    graph, and `update` is the optimizer's step as one, where there are such.
+    `running` are the model's running statistics, by name: a BatchNorm's. `ways` has one for each size of the images
+    that are trained on, by their side.
     """
 
     model: Swin
-    forward: nn.Module  # the model, which may average its gradients over several processes
+    ways: dict[int, Way]
     optimizer: torch.optim.Optimizer
     scaler: GradScaler | None
     ema: Ema | None
@@ -58,8 +72,6 @@ class State:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    captured: Captured | None = None
-    update: CapturedUpdate | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, in the optimizer's order."""
@@ -69,6 +81,10 @@ class State:
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
         return len(self.losses)
+
+    def way(self, images: Tensor) -> Way:
+        """Which a batch (B, 3, S, S) goes."""
+        return self.ways[images.shape[-1]]
 
     def close_epoch(self, run: Run, evaluation: Metrics, losses: Tensor, norms: Tensor) -> None:
         """Turn what was `gathered` of an epoch into its metrics, and start on the next. Raises `Diverged`."""
@@ -189,9 +205,11 @@ def build_state(run: Run, model: Swin, steps: int) -> State:
     """The state of a run before its first step, for epochs of so many steps."""
     device = model.head.weight.device
     kept = model.state_dict()
+    small = run.trainer.small_side(run.data.image_size)
+    networks = {run.data.image_size: model} | ({small: model.resized(small)} if run.trainer.small_epochs else {})
     return State(
         model,
-        together(model),
+        {side: Way(network, together(network)) for side, network in networks.items()},
         build_optimizer(run.optimizer, model),
         build_scaler(run.trainer, device),
         Ema(model, run.trainer.ema) if run.trainer.ema else None,

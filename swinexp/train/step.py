@@ -30,7 +30,8 @@ def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     """One optimizer step over a batch, whose loss and gradient norm become those of step `index` of the epoch."""
     skips = run.trainer.on_nan == "skip"
     restore = restoring(state.running if skips else {})
-    loss, norm = (state.captured or clipped(run, state))(images, labels, factors)
+    way = state.way(images)
+    loss, norm = (way.captured or clipped(run, state))(images, labels, factors)
     state.losses[index].copy_(loss)
     state.norms[index].copy_(norm)
     if skips and not norm.isfinite():  # waits for the device
@@ -42,8 +43,8 @@ def train_step(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     if state.scaler is not None:
         state.scaler.step(state.optimizer)
         state.scaler.update()
-    elif state.update is not None:
-        state.update()
+    elif way.update is not None:
+        way.update()
     else:
         state.optimizer.step()
     if state.ema is not None:
@@ -93,10 +94,11 @@ def _gradients(run: Run, state: State, images: Tensor, labels: Tensor, factors: 
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=images.device)
     parts = shared(len(images), state.parts)
+    forward = state.way(images).forward
     for part in parts:
-        with nullcontext() if part is parts[-1] else unshared(state.forward):
+        with nullcontext() if part is parts[-1] else unshared(forward):
             with autocast(run.trainer, images.device):
-                logits = by_threads(state.forward, images[part], None if factors is None else factors[:, :, part])
+                logits = by_threads(forward, images[part], None if factors is None else factors[:, :, part])
             loss = F.cross_entropy(
                 logits.float(), labels[part], label_smoothing=run.trainer.label_smoothing, reduction="sum"
             ) / len(images)
