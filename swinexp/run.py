@@ -159,7 +159,10 @@ def _run(
 
                 def watch(epoch: int, metrics: Mapping[str, float]) -> None:
                     track.epoch(epoch, metrics)
-                    followed(lambda: trial.epoch(epoch, metrics))
+                    if epoch <= run.trainer.small_epochs:  # judged on larger images than it has seen: no reason to prune
+                        followed(lambda: trial.finished(1))
+                    else:
+                        followed(lambda: trial.epoch(epoch, metrics))
 
                 try:
                     figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)

@@ -31,7 +31,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("trainer.epohcs=3", "trainer.epohcs=3: no such key; trainer has epochs, batch_size, accumulate, label_smoothing, clip_norm, clip_per_tensor, ema, patience, keep, device, gpus, precision, compile, on_nan, fit_memory, limit_train. Type trainer.epochs=3"),
+        ("trainer.epohcs=3", "trainer.epohcs=3: no such key; trainer has epochs, batch_size, accumulate, label_smoothing, clip_norm, clip_per_tensor, ema, patience, keep, device, gpus, precision, compile, on_nan, fit_memory, small_epochs, small_size, limit_train. Type trainer.epochs=3"),
         ("model=tinny", "model=tinny: no such option; there are base, cifar, nano, record, small, swin_b, swin_s, swin_t, tiny. Type model=tiny"),
         ("experiment=quickstrat", "experiment=quickstrat: no such option; there are cifar10, quickstart, record, reference, speedrun. Type experiment=quickstart"),
         (

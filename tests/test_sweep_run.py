@@ -256,6 +256,17 @@ def test_the_mean_of_several_seeds_is_optimized(tmp_path: Path, command: Command
 
 
 @pytest.mark.slow
+def test_a_trial_is_not_pruned_by_what_it_is_worth_while_its_images_are_small(tmp_path: Path, command: Command) -> None:
+    pruner = ("hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=1.1", "hydra.sweeper.n_trials=1")
+    done = command(*SWEEP, LR, *pruner, "trainer.small_epochs=2", "trainer.epochs=5")
+    assert done.returncode == 0, done.stderr
+    (trial,) = trials_of(tmp_path)
+    assert trial.state == TrialState.PRUNED
+    assert [*trial.intermediate_values] == [3]
+    assert epochs(folder_of(tmp_path) / "0") == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_several_objectives_have_a_front(tmp_path: Path, command: Command) -> None:
     done = command(
         *SWEEP,

@@ -94,6 +94,9 @@ def test_training_ends_when_the_accuracy_no_longer_rises(tmp_path: Path) -> None
     run = small_run("trainer.patience=2", "trainer.epochs=9")
     history = [{"val/accuracy": accuracy} for accuracy in (0.2, 0.5, 0.5, 0.4)]
     assert [done(run, history[:epochs]) for epochs in range(5)] == [False, False, False, False, True]
+    small = small_run("trainer.patience=2", "trainer.epochs=9", "trainer.small_epochs=3")
+    assert [done(small, history[:epochs]) for epochs in range(5)] == [False] * 5
+    assert done(small, [*history, {"val/accuracy": 0.3}])
     figures, _ = trained(tmp_path / "last.pt", "trainer.patience=2", "trainer.epochs=30", "optimizer.lr=1e-12")
     assert figures["epochs"] == 3  # the first is the best of equals
     again, _ = trained(tmp_path / "last.pt", "trainer.patience=2", "trainer.epochs=30", "optimizer.lr=1e-12")

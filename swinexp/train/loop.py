@@ -102,8 +102,9 @@ def train(
 
 
 def done(run: Run, history: Sequence[Metrics]) -> bool:
-    """All epochs are trained, or as many as `trainer.patience` went by without a better val/accuracy."""
-    waited = len(history) - best_epoch(history) if history else 0
+    """All epochs are trained, or as many as `trainer.patience` went by without a better val/accuracy, those of smaller
+    images aside."""
+    waited = len(history) - max(best_epoch(history), run.trainer.small_epochs) if history else 0
     return len(history) >= run.trainer.epochs or 0 < run.trainer.patience <= waited
 
 
