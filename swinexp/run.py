@@ -159,7 +159,7 @@ def _run(
 
                 def watch(epoch: int, metrics: Mapping[str, float]) -> None:
                     track.epoch(epoch, metrics)
-                    if epoch <= run.trainer.small_epochs:  # judged on larger images than it has seen: no reason to prune
+                    if epoch <= run.trainer.small_epochs:  # judged on larger images than it has seen
                         followed(lambda: trial.finished(1))
                     else:
                         followed(lambda: trial.epoch(epoch, metrics))
