@@ -166,7 +166,7 @@ def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
         (
             "trainer.batch_size=500",
@@ -180,13 +180,17 @@ def test_evaluation_counts_every_image_once_without_augmentation(monkeypatch: py
             "trainer.small_size=8",
             r"trainer.small_size=8: no epoch is of smaller images \(trainer.small_epochs=0\). Type trainer.small_epochs=1",
         ),
+        ("trainer.small_epochs=1 trainer.small_size=9", "trainer.small_size=9: patches and stages fit smaller images of 8 pixels. Type trainer.small_size=8"),
+        ("trainer.small_epochs=1 data.image_size=24 window.size=3", "trainer.small_size=null: half of 24 pixels, and patches and stages fit smaller images of 8, 16 pixels. Type trainer.small_size=8"),
+        ("trainer.small_epochs=1 patch.size=8 window.size=1", "trainer.small_epochs=1: no image of less than 16 pixels fits the network's patches and stages. Type trainer.small_epochs=0"),
+        ("trainer.small_epochs=1 patch.absolute_position=true", r"trainer.small_epochs=1: learnt absolute positions are of one size \(patch.absolute_position=true\). Type patch.absolute_position=false"),
         ("trainer.device=tpu", "trainer.device=tpu: one of auto, cpu, cuda, cuda:N"),
         ("trainer.device=cuda:77", r"trainer.device=cuda:77: this machine has \d+ CUDA GPUs"),
     ],
-)
-def test_mistakes(override: str, message: str) -> None:
+)  # fmt: skip
+def test_mistakes(overrides: str, message: str) -> None:
     with pytest.raises(Mistake, match=message):
-        prepare(small_run(override))
+        prepare(small_run(*overrides.split()))
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(4, "to 25 % of its peak"), (1, "to 100 % of its peak"), (0.5, None)])

@@ -12,7 +12,7 @@ Parameters are named as in Microsoft's and timm's implementations, so that weigh
 
 from swinexp.swin.inside import attention_maps, features, received, rollout
 from swinexp.swin.network import Swin, SwinBlock
-from swinexp.swin.options import Attention, Block, Model, Patch, Window, check_fit, is_fitting
+from swinexp.swin.options import Attention, Block, Model, Patch, Window, check_fit
 from swinexp.swin.pretrained import fit, freeze, load_pretrained, read
 from swinexp.swin.threads import by_threads
 
@@ -30,7 +30,6 @@ __all__ = [
     "features",
     "fit",
     "freeze",
-    "is_fitting",
     "load_pretrained",
     "read",
     "received",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from swinexp.mistake import Mistake, check, one_of, shown
+from swinexp.mistake import check, one_of, shown
 
 EMBEDDINGS = ("linear", "conv", "spt")
 SIMILARITIES = ("dot", "cosine", "qk_norm", "local")
@@ -219,15 +219,6 @@ def check_fit(model: Model, window: Window, patch: Patch, image_size: int) -> No
         f"{fitting} do",
         f"window.size={min(fitting, key=lambda size: abs(size - window.size))}",
     )
-
-
-def is_fitting(model: Model, window: Window, patch: Patch, image_size: int) -> bool:
-    """Whether `check_fit` finds nothing wrong."""
-    try:
-        check_fit(model, window, patch, image_size)
-    except Mistake:
-        return False
-    return True
 
 
 def _fitting(heads: int, width: int) -> int:
