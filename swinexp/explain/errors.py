@@ -151,9 +151,9 @@ def _composition(error: Exception, arguments: Sequence[str]) -> str:
         return several_of_hydra(found[1], arguments)
     if found := re.search(r"Error merging override (.+)", message):
         return unmerged(found[1])
-    if "Cannot merge DictConfig with ListConfig" in message:  # in what our own types refuse, where no key is named
-        mappings = [each for each in arguments if re.match(r"[\w.+]+=\{", each)]
-        return unmerged(mappings[-1]) if mappings else message
+    mappings = [each for each in arguments if re.match(r"[\w.+]+=\{", each)]
+    if mappings and "Cannot merge DictConfig with ListConfig" in message:  # by our own types, which name no key
+        return unmerged(mappings[-1])
     if found := re.search(r"Could not load '(\w[\w/]*)/([^'/]+)'", message):  # one of several
         return no_option(found[1], found[2], options_of(found[1]))
     lacking = re.search(r"Could not override '([^']+)'", message)

@@ -42,11 +42,10 @@ def check_files(arguments: Sequence[str], config_dir: str | None = None) -> None
         if group == "sweep":
             one = one_value(argument)
             check(one == argument, "sweep", option, "a sweep at a time", f"{one}, and then the others")
-        own = config_dir is not None and is_group(group)
-        if (group in NAMED or own) and (path := file_of(group, option)).is_file():
+        if group in NAMED and (path := file_of(group, option)).is_file():
+            _check_file(path, group, arguments)
+        elif config_dir is not None and is_group(group) and (path := file_of(group, option)).is_file():
             _check_mapping(path)
-            if group in NAMED:
-                _check_file(path, group, arguments)
 
 
 def _check_mapping(path: Path) -> None:

@@ -45,10 +45,11 @@ def compile_model(run: Run, state: State, dataset: Dataset) -> float | None:
     if not images or not (compiled or captured):
         return None
     began = time.perf_counter()
-    for _, way in _ahead(run, state):
-        if compiled and not way.network.compiled:  # else it is the network of the run before
-            _keep_what_is_compiled(trainer)
-            way.network.compile()
+    fresh = [way.network for _, way in _ahead(run, state) if not way.network.compiled]  # others: of the run before
+    if compiled and fresh:
+        _keep_what_is_compiled(trainer)
+        for network in fresh:
+            network.compile()
     again = False
     try:
         _first_calls(run, state, dataset, captured)
