@@ -459,6 +459,7 @@ def test_workers_do_not_train_with_a_file_that_is_edited_meanwhile(tmp_path: Pat
         (["window=w2,w4", "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.interval_steps=1.5"], "hydra.sweeper.pruner.interval_steps=1.5: hydra/sweeper/pruner=median takes a whole number. "),
         (["window=w2,w4", "hydra.sweeper.constraints='parameters <= 1e5'"], "hydra.sweeper.constraints=parameters <= 1e5: a list is needed. Type 'hydra.sweeper.constraints=[\"parameters <= 1e5\"]'"),
         (["window=w2,w4", "hydra.sweeper.top_k=2", "hydra.sweeper.top_seeds=1"], "hydra.sweeper.top_seeds=1: more than seeds. Type hydra.sweeper.top_seeds=3"),
+        (["window=w2,w4", "hydra.sweeper.top_seeds=5"], "hydra.sweeper.top_seeds=5: it is on how many seeds the hydra.sweeper.top_k best points are trained, which are none. Type hydra.sweeper.top_k=3 beside it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line_and_leaves_nothing(

@@ -46,7 +46,7 @@ class Options:
     repeats: bool
     seeds: int
     top_k: int
-    top_seeds: int
+    top_seeds: int | None
     timeout: float | None
     max_epochs_total: int | None
     terminator: str | None
@@ -60,7 +60,7 @@ class Options:
     dry_run: int
 
     def __post_init__(self) -> None:
-        at_least = {"n_jobs": 1, "per_gpu": 1, "seeds": 1, "top_k": 0, "top_seeds": 1, "dry_run": 0}
+        at_least = {"n_jobs": 1, "per_gpu": 1, "seeds": 1, "top_k": 0, "dry_run": 0}
         at_least |= {"max_consecutive_failures": 1, "max_interruptions": 1}
         if self.n_trials is not None:
             at_least["n_trials"] = 1
@@ -78,10 +78,18 @@ class Options:
             one_of(f"{WHERE}.terminator", self.terminator, TERMINATORS)
         for direction in self.directions or []:
             one_of(f"{WHERE}.direction", str(direction).lower(), DIRECTIONS)
-        self._check(not self.top_k or self.top_seeds > self.seeds, "top_seeds", "more than seeds", self.seeds + 2)
+        if self.top_seeds is not None:
+            self._check(self.top_seeds > self.seeds, "top_seeds", "more than seeds", self.seeds + 2)
+            alone = f"it is on how many seeds the {WHERE}.top_k best points are trained, which are none"
+            check(self.top_k > 0, f"{WHERE}.top_seeds", self.top_seeds, alone, f"{WHERE}.top_k=3 beside it")
 
     def _check(self, condition: bool, key: str, allowed: str, example: object) -> None:
         check(condition, f"{WHERE}.{key}", getattr(self, key), allowed, f"{WHERE}.{key}={example}")
+
+    @property
+    def most_seeds(self) -> int:
+        """On how many seeds each of the best points is trained in the end, those included that it had."""
+        return self.seeds + 2 if self.top_seeds is None else self.top_seeds
 
     @property
     def directions(self) -> list[str] | None:

@@ -123,7 +123,7 @@ def _study(what: Plan) -> Study:
 def _top(what: Plan, study: Study) -> Study:
     """The study of the best points on further seeds, whose trials are all of them."""
     options, seed = what.options, what.seed
-    seeds = list(range(seed + options.seeds, seed + options.top_seeds))
+    seeds = list(range(seed + options.seeds, seed + options.most_seeds))
     best = distinct(ranked(study, study.current()))[: options.top_k]
     points = [{**by_key(trial.params), "seed": each} for trial in best for each in seeds]
     chosen = IntDistribution(seed, seed + 10**6)
@@ -132,7 +132,7 @@ def _top(what: Plan, study: Study) -> Study:
     )
     sampler, pruner = {"name": "random"}, {"name": "none"}
     plain = replace(
-        options, sampler=sampler, pruner=pruner, n_trials=None, seeds=1, top_k=0, enqueue=[], warm_start=None
+        options, sampler=sampler, pruner=pruner, n_trials=None, seeds=1, top_k=0, top_seeds=None, enqueue=[], warm_start=None
     )
     return Study(f"{study.name}-{TOP}", what.folder / TOP, study.url, what.directions, plain, space, seed, points)
 
