@@ -58,7 +58,7 @@ def main() -> None:
     state.step = 0
     images, labels = next(iter(batches(run, state, dataset)))
     factors = state.model.draw_drop_path(batch_size, torch.Generator(device))
-    way = state.ways[run.data.image_size]
+    way = state.way(images)
     ready = way.captured or clipped(run, state)
     parts: dict[str, tuple[float, float]] = {
         "a step, whole": tuple(each / options.steps for each in timed(epoch, 2, device)),

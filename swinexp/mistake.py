@@ -45,6 +45,13 @@ def interrupt(number: int) -> KeyboardInterrupt:
     return error
 
 
+def let_go(error: BaseException | None) -> None:
+    """Have an error, and those before it, forget where it was: the frames keep all that a run had in memory."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__ or error.__cause__
+
+
 def check(condition: bool, key: str, value: object, problem: str, instead: str) -> None:
     """Raise `Mistake` naming the key, its value, what is allowed and what to type, unless `condition` holds."""
     if not condition:

@@ -48,7 +48,7 @@ from swinexp.explain import (
 )
 from swinexp.folder import Folder, candidates, folder_name, remove_empty, run_name
 from swinexp.group import started, train_together
-from swinexp.mistake import RAISES, TOLD, Ended, Mistake, check, first_line, interrupt, too_late
+from swinexp.mistake import RAISES, TOLD, Ended, Mistake, check, first_line, interrupt, let_go, too_late
 from swinexp.ranks import local_rank, lost_another, rank, size
 from swinexp.sweep import Pruned, current_trial
 
@@ -97,6 +97,8 @@ def main(cfg: DictConfig) -> float | list[float]:
         if current_trial().number is None:  # whose study tells it
             print(f"swinexp: {end}", file=sys.stderr)  # and the other jobs of a multirun go on
             end.told = True
+        if not _full_error:
+            let_go(end)  # for Hydra keeps it while the other jobs train
         raise
 
 
@@ -164,13 +166,15 @@ def _run(
                     else:
                         followed(lambda: trial.epoch(epoch, metrics))
 
+                pruned = False
                 try:
                     figures = train(run, model, dataset, folder.checkpoint, watch, track.tick)
-                    if run.wandb.images:
-                        track.look(Look(run, dataset, path))
-                    summary = track.finish(figures)
                 except Pruned:
-                    summary = track.finish(summarise(track.history, run.trainer.small_epochs), pruned=True)
+                    figures, pruned = summarise(track.history, run.trainer.small_epochs), True
+                # Not within the handler: matplotlib keeps errors of its own, and they what is then being handled.
+                if run.wandb.images and not pruned:
+                    track.look(Look(run, dataset, path))
+                summary = track.finish(figures, pruned)
         if trial.number is None and rank() == 0:
             print_summary(summary, path)
         if trial.number is not None and summary.get("pruned"):

@@ -549,6 +549,49 @@ def test_a_signal_in_the_last_moment_of_a_trial_ends_the_sweep_after_it(tmp_path
     assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 3
 
 
+LEFT_BEHIND = """
+import gc, weakref
+import swinexp.train.loop as loop
+import swinexp.train.step as step
+from swinexp import run
+gc.disable()  # which may come by, or not
+states, build, gradients = [], loop.build_state, step._gradients
+def watched(*arguments):
+    print("STATES", [index for index, each in enumerate(states) if each() is not None])
+    state = build(*arguments)
+    states.append(weakref.ref(state))
+    return state
+def small_memory(run, state, images, *rest):
+    if run.seed == 2 and state.step == 2:
+        raise step.torch.OutOfMemoryError("CUDA out of memory")
+    if run.seed == 3 and state.step == 2:
+        raise RuntimeError("a bug")
+    return gradients(run, state, images, *rest)
+loop.build_state, step._gradients = watched, small_memory
+run.cli()
+"""
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("-m", "seed=2,1,2,0"),
+        ("-m", "hydra/sweeper=swinexp_optuna", "hydra/sweeper/sampler=grid", "seed=0,2,3,1", "hydra.sweeper.study_name=one",
+         "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=0.99"),
+    ],
+)  # fmt: skip
+def test_a_run_that_ends_early_leaves_its_memory_to_the_next(way: tuple[str, ...], tmp_path: Path) -> None:
+    """On a GPU its step as a CUDA graph holds all that a step needs: the next would be short of it."""
+    command = [sys.executable, "-c", LEFT_BEHIND, *way, *SMALL, "wandb=disabled"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if line.startswith("STATES")]
+    assert told == ["STATES []"] * 4, done.stdout + done.stderr
+    if "hydra/sweeper=swinexp_optuna" in way:
+        assert sorted(row["state"] for row in results(tmp_path)) == ["failed", "failed", "pruned", "pruned"]
+    else:
+        assert done.stderr.count("has not enough memory") >= 2
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_that_ends_by_failures_leaves_its_report(jobs: int, tmp_path: Path, command: Command) -> None:
     (tmp_path / "broken.py").write_text("def space(config, trial):\n    raise KeyError('typo')\n")

@@ -152,6 +152,32 @@ def test_a_step_that_cannot_be_captured_is_taken_plainly(
     assert "cannot be captured as a CUDA graph" in caplog.text
 
 
+def test_one_step_that_cannot_be_captured_leaves_no_graph(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a graph takes memory of cuBLAS's away from those that were recorded before it (torch 2.14)."""
+    import swinexp.train.compiling as compiling
+
+    recorded = []
+
+    def captured(*_: Any) -> str:
+        recorded.append("a graph")
+        if len(recorded) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return recorded[-1]
+
+    monkeypatch.setattr(compiling, "captures", lambda *_: True)
+    monkeypatch.setattr(compiling, "Captured", captured)
+    monkeypatch.setattr(compiling, "CapturedUpdate", lambda _: "a graph")
+    run = small_run("trainer.small_epochs=1")
+    model, dataset = prepare(run)
+    state = build_state(run, model, 4)
+    compile_model(run, state, dataset)
+    assert "cannot be captured as a CUDA graph" in caplog.text
+    assert len(recorded) == 2
+    assert all(way.captured is None and way.update is None for way in state.ways.values())
+
+
 def test_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # it runs, uncompiled
     run = small_run(*STRONG, "patch=p2_conv", "model.depths=[1,1]", "trainer.compile=true")  # with a BatchNorm

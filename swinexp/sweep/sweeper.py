@@ -132,7 +132,15 @@ def _top(what: Plan, study: Study) -> Study:
     )
     sampler, pruner = {"name": "random"}, {"name": "none"}
     plain = replace(
-        options, sampler=sampler, pruner=pruner, n_trials=None, seeds=1, top_k=0, top_seeds=None, enqueue=[], warm_start=None
+        options,
+        sampler=sampler,
+        pruner=pruner,
+        n_trials=None,
+        seeds=1,
+        top_k=0,
+        top_seeds=None,
+        enqueue=[],
+        warm_start=None,
     )
     return Study(f"{study.name}-{TOP}", what.folder / TOP, study.url, what.directions, plain, space, seed, points)
 

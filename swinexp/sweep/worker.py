@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from optuna.trial import TrialState
 
 from swinexp.explain import explain
-from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, one_line
+from swinexp.mistake import Diverged, Ended, Mistake, OutOfMemory, let_go, one_line
 from swinexp.sweep.budget import Enough
 from swinexp.sweep.patience import Away
 from swinexp.sweep.study import Nothing, Study
@@ -97,6 +97,9 @@ class Worker:
                 return
             if ended.status is not JobStatus.COMPLETED:
                 self._ended_early(trial, ended._return_value)
+                let_go(ended._return_value)  # which Hydra's frame holds, and it that frame
+                if "torch" in sys.modules and kind_of(ended._return_value) == "out of memory":
+                    sys.modules["torch"].cuda.empty_cache()
                 return
             values = ended.return_value
             trained.append([float(value) for value in (values if isinstance(values, Sequence) else [values])])
@@ -139,8 +142,6 @@ class Worker:
                 if kind == "bug":
                     self.study.crashed(trial, error)
                     return
-                if "torch" in sys.modules and kind == "out of memory":
-                    sys.modules["torch"].cuda.empty_cache()
                 name = "" if isinstance(error, Mistake | Ended) else f"{type(error).__name__}: "
                 self.study.fail(trial, kind, name + one_line(error))
 

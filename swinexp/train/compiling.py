@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -100,8 +101,9 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
     mirrored = torch.zeros(batch_size, dtype=torch.bool, device=device)
     pixels, labels = augmented(run, dataset, batch, 0, mirrored)
     factors = state.model.draw_drop_path(batch_size, Generator(device).manual_seed(0))
-    for way in state.ways.values():
-        way.captured = way.update = None
+    state.forget_graphs()
+    if captured:
+        gc.collect()  # graphs of runs before, whose end takes memory of cuBLAS's from all that were recorded by then
     try:
         for side, way in _ahead(run, state):
             way.forward.train()
@@ -117,6 +119,7 @@ def _first_calls(run: Run, state: State, dataset: Dataset, captured: bool) -> No
             raise
         reason = first_line(error)
         log.warning("a step cannot be captured as a CUDA graph, so that small batches are slower: %s", reason)
+        state.forget_graphs()  # those that were, too, for the same reason
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         restore()

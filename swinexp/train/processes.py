@@ -49,7 +49,10 @@ def followed(decide: Callable[[], object]) -> None:
         if rank() > 0 and over.item():
             raise Left
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            error = None  # else the two hold each other, and all that was trained
 
 
 def together(model: nn.Module) -> nn.Module:

@@ -95,6 +95,7 @@ def prepare(run: Run, resuming: bool = False) -> tuple[Swin, Dataset]:
             replace(run.attention, init="normal"),
             run.block,
             run.data.image_size,
+            run.trainer.side(0, run.data.image_size),
             len(dataset.classes),
         )
         compiled = (network, run.trainer.precision, run.trainer.compile, device)

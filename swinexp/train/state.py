@@ -86,6 +86,11 @@ class State:
         """Which a batch (B, 3, S, S) goes."""
         return self.ways[images.shape[-1]]
 
+    def forget_graphs(self) -> None:
+        """Train without CUDA graphs."""
+        for way in self.ways.values():
+            way.captured = way.update = None
+
     def close_epoch(self, run: Run, evaluation: Metrics, losses: Tensor, norms: Tensor) -> None:
         """Turn what was `gathered` of an epoch into its metrics, and start on the next. Raises `Diverged`."""
         skipped = ~losses.isfinite()
