@@ -75,6 +75,13 @@ class Run:
             "optimizer=schedule_free takes the schedule's place and needs a constant one",
             "schedule=constant",
         )
+        check(
+            self.augmentation.crop_padding == "zeros" or self.augmentation.crop < self.data.image_size,
+            "augmentation.crop",
+            self.augmentation.crop,
+            f"images of {self.data.image_size} pixels (data.image_size) have not so many within their border to mirror",
+            f"augmentation.crop={max(1, self.data.image_size // 16)}, or augmentation.crop_padding=zeros",
+        )
         check_fit(self.model, self.window, self.patch, self.data.image_size)
         self._check_small()
 

@@ -25,11 +25,12 @@ from swinexp.augment import (
     random_resized_crop,
 )
 from swinexp.augment.mixing import beta
+from swinexp.augment.spatial import reflected
 from swinexp.mistake import Mistake
 from tests.conftest import small_run
 
 NONE = Augmentation(
-    resized_crop=None, policy=None, rand_operations=2, rand_magnitude=9, flip=False, flip_in_turn=False, crop=0,
+    resized_crop=None, policy=None, rand_operations=2, rand_magnitude=9, flip=False, flip_in_turn=False, crop=0, crop_padding="zeros",
     jitter=None, erase=0.0, cutout=0, mix=None, mix_prob=1.0, mix_each=True, mixup_alpha=1.0, cutmix_alpha=1.0, repeats=1,
     normalise=True,
 )  # fmt: skip
@@ -45,11 +46,12 @@ def images() -> Tensor:
     return torch.randint(1, 256, (600, 3, 8, 8), dtype=torch.uint8, generator=Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_crop_is_a_window_of_the_padded_image_and_every_offset_is_as_likely(
-    images: Tensor, generator: Generator
+    mode: str, images: Tensor, generator: Generator
 ) -> None:
-    cropped = random_crop(images, 1, generator)
-    padded = F.pad(images, (1, 1, 1, 1))
+    cropped = random_crop(images, 1, generator, reflect=mode == "reflect")
+    padded = F.pad(images.float(), (1, 1, 1, 1), mode=mode).byte()
     seen = torch.zeros(3, 3)
     for image, result in zip(padded, cropped, strict=True):
         places = [(y, x) for y in range(3) for x in range(3) if torch.equal(image[:, y : y + 8, x : x + 8], result)]
@@ -57,6 +59,13 @@ def test_crop_is_a_window_of_the_padded_image_and_every_offset_is_as_likely(
         seen[places[0]] += 1
     assert seen.min() > 600 / 9 * 0.6
     assert seen.max() < 600 / 9 * 1.4
+
+
+@pytest.mark.parametrize("padding", [1, 3, 4])
+def test_what_lies_within_the_border_is_mirrored_by_it_as_torch_mirrors_floats(padding: int) -> None:
+    images = torch.randint(256, (2, 3, 5, 7), dtype=torch.uint8, generator=Generator().manual_seed(0))
+    expected = F.pad(images.float(), (padding,) * 4, mode="reflect").byte()
+    assert torch.equal(reflected(images, padding), expected)
 
 
 def test_flip_mirrors_half_of_the_images(images: Tensor, generator: Generator) -> None:
@@ -307,11 +316,24 @@ def test_the_reference_is_what_its_script_does() -> None:
         ("jitter=[0,0,0,0.6]", r"augmentation.jitter=.*hue \(0 to 0.5\)"),
         ("repeats=0", "augmentation.repeats=0: at least 1 view"),
         ("flip_in_turn=true", "augmentation.flip_in_turn=true: images are not mirrored"),
+        ("crop_padding=mirror", "augmentation.crop_padding=mirror: one of zeros, reflect. Type "),
     ],
 )
 def test_mistakes(override: str, message: str) -> None:
     with pytest.raises(Mistake, match=message):
         small_run(f"augmentation.{override}")
+
+
+def test_padding_that_cannot_be_reflected_is_a_mistake() -> None:
+    line = (
+        r"augmentation.crop_padding=reflect: there is no padding \(augmentation.crop=0\). Type augmentation.crop=2, or "
+    )
+    with pytest.raises(Mistake, match=line):
+        small_run("augmentation.crop=0", "augmentation.crop_padding=reflect")
+    line = r"augmentation.crop=16: images of 16 pixels \(data.image_size\) have not so many .* Type augmentation.crop=1, or"
+    with pytest.raises(Mistake, match=line):
+        small_run("augmentation.crop=16", "augmentation.crop_padding=reflect")
+    assert small_run("augmentation.crop=15", "augmentation.crop_padding=reflect").augmentation.crop == 15
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -15,6 +15,7 @@ from swinexp.augment.spatial import cutout, flip, random_crop, random_erase, ran
 from swinexp.mistake import check, one_of, shown
 
 MIXES = ("cutmix", "mixup", "switch")
+PADDINGS = ("zeros", "reflect")
 LEAST_ALPHA = 0.05  # below, draws of Beta(α, α) need more than fp32
 
 
@@ -25,7 +26,7 @@ class Augmentation:
     `resized_crop`   range of its share of the image's area, or null
     `policy`         null or one of `POLICIES`; `rand_operations` and `rand_magnitude` are RandAugment's n and m
     `flip`           mirrors half of the images; with `flip_in_turn` each image in every second epoch
-    `crop`           pixels of padding
+    `crop`           pixels of padding; `crop_padding` is what they are, one of `PADDINGS`
     `jitter`         strengths of brightness, contrast, saturation and hue, or null
     `erase`          share of the images that lose a rectangle
     `cutout`         side of the square that every image loses
@@ -42,6 +43,7 @@ class Augmentation:
     flip: bool
     flip_in_turn: bool
     crop: int
+    crop_padding: str
     jitter: list[float] | None
     erase: float
     cutout: int
@@ -69,6 +71,14 @@ class Augmentation:
                 f"at least {LEAST_ALPHA}",
                 f"augmentation.{key}=1",
             )
+        one_of("augmentation.crop_padding", self.crop_padding, PADDINGS)
+        check(
+            self.crop > 0 or self.crop_padding == "zeros",
+            "augmentation.crop_padding",
+            self.crop_padding,
+            "there is no padding (augmentation.crop=0)",
+            "augmentation.crop=2, or augmentation.crop_padding=zeros",
+        )
         if self.policy is not None:
             one_of("augmentation.policy", self.policy, POLICIES)
         if self.mix is not None:
@@ -135,7 +145,7 @@ def augment(
     if config.flip and mirrored is None:
         mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     if config.crop:
-        images = random_crop(images, config.crop, generator, mirrored)
+        images = random_crop(images, config.crop, generator, mirrored, config.crop_padding == "reflect")
     elif mirrored is not None:
         images = flip(images, mirrored)
     if config.jitter is not None:

@@ -16,19 +16,33 @@ ERASED = ((0.02, 0.33), (0.3, 3.3))  # area and aspect ratio of what is erased
 TRIALS = 10  # to draw a rectangle that fits
 
 
-def random_crop(images: Tensor, padding: int, generator: Generator, mirrored: Tensor | None = None) -> Tensor:
-    """A window of the original size out of each zero-padded image. (B, C, H, W) -> (B, C, H, W)
+def random_crop(
+    images: Tensor, padding: int, generator: Generator, mirrored: Tensor | None = None, reflect: bool = False
+) -> Tensor:
+    """A window of the original size out of each padded image. (B, C, H, W) -> (B, C, H, W)
 
-    Of its mirror image where `mirrored` (B,) says so.
+    Of its mirror image where `mirrored` (B,) says so. The padding is zeros, or with `reflect` what lies within the
+    border, mirrored by it (`padding` is then less than H and W).
     """
-    B, C, H, W = images.shape
+    B, _, H, W = images.shape
     top, left = torch.randint(2 * padding + 1, (2, B), generator=generator, device=images.device)
-    padded = images.new_zeros(B, C, H + 2 * padding, W + 2 * padding)
-    padded[:, :, padding : padding + H, padding : padding + W] = images
+    padded = reflected(images, padding) if reflect else F.pad(images, (padding,) * 4)
     if mirrored is None:
         return windows(padded, (H, W), top, left)
     left = torch.where(mirrored, 2 * padding - left, left)  # the same window, before it is mirrored
     return flip(windows(padded, (H, W), top, left), mirrored, reuse=True)
+
+
+def reflected(images: Tensor, padding: int) -> Tensor:
+    """`F.pad` with mode "reflect", which torch has for floats alone. (B, C, H, W) -> (B, C, H + 2p, W + 2p)"""
+    H, W = images.shape[-2:]
+    padded = F.pad(images, (padding,) * 4)
+    rows = padded[:, :, padding : padding + H]
+    rows[..., :padding] = images[..., 1 : padding + 1].flip(-1)
+    rows[..., padding + W :] = images[..., W - 1 - padding : W - 1].flip(-1)
+    padded[:, :, :padding] = padded[:, :, padding + 1 : 2 * padding + 1].flip(2)
+    padded[:, :, padding + H :] = padded[:, :, H - 1 : H - 1 + padding].flip(2)
+    return padded
 
 
 def windows(padded: Tensor, size: Sequence[int], top: Tensor, left: Tensor) -> Tensor:
