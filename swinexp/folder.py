@@ -28,6 +28,7 @@ MOST = 10  # checkpoints that can be kept
 # Keys that came later, and what all runs did before: for a run, a study or a file of one's own that lacks them.
 LATER: dict[str, str | int | None] = {
     "attention.init": "normal",
+    "attention.lepe": False,
     "augmentation.crop_padding": "zeros",
     "model.init": "normal",
     "patch.init": "normal",

@@ -104,7 +104,7 @@ def network(image: int | tuple[int, int] = 32, classes: int = 10, **changes: dic
         "model": Model(96, [2, 6, 4], [3, 6, 12], 2.0, 0.0, 1e-6, "normal", None, []),
         "window": Window(4, True),
         "patch": Patch(2, "linear", False, "normal"),
-        "attention": Attention("dot", "table", "normal"),
+        "attention": Attention("dot", "table", "normal", False),
         "block": Block("layer", "pre", None, False),
     }
     changed = {name: replace(part, **changes.pop(name, {})) for name, part in parts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -90,21 +91,22 @@ def attention_differences(device: torch.device, dtype: torch.dtype) -> Iterator[
 def convolution_differences(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     """Of `convolve`, beside the plain code of DepthwiseConv."""
     draw = torch.Generator(device).manual_seed(0)
-    for height, width, window, images, channels in MAPS:
-        layer = DepthwiseConv(channels, (height, width), window).to(device)
+    for (height, width, window, images, channels), gelu in product(MAPS, (True, False)):
+        layer = DepthwiseConv(channels, (height, width), window, gelu).to(device)
         x = torch.randn(images, height * width, channels, device=device, generator=draw).to(dtype).requires_grad_()
         y = torch.randn(x.shape, device=device, generator=draw).to(dtype)
         inputs = x, layer.conv.weight, layer.conv.bias
         results = []
         for kernel in (True, False):
             if kernel:
-                out = operators.convolve(*inputs, layer.grid, layer.window)
+                out = operators.convolve(*inputs, layer.grid, layer.window, gelu)
             else:
                 rows = gather(x.float(), layer.back, layer.order).unflatten(1, layer.grid).permute(0, 3, 1, 2)
-                rows = F.gelu(layer.conv(rows)).permute(0, 2, 3, 1).flatten(1, 2)
+                rows = layer.conv(rows).permute(0, 2, 3, 1).flatten(1, 2)
+                rows = F.gelu(rows) if gelu else rows
                 out = gather(rows, layer.order, layer.back).to(dtype)
             results.append((out, *torch.autograd.grad(out, inputs, y)))
-        yield f"convolution, {height}×{width}, {channels} channels", _apart(*results)
+        yield f"convolution{' and GELU' * gelu}, {height}×{width}, {channels} channels", _apart(*results)
 
 
 def compile_kernels(capability: int) -> list[str]:
@@ -126,9 +128,11 @@ def compile_kernels(capability: int) -> list[str]:
         (kernels.attention_backward, tiles),
         (kernels.attention, large),
         (kernels.attention_backward, large),
-        (kernels.convolution, maps | {"GELU": True}),
-        (kernels.convolution, maps | {"GELU": False}),
-        (kernels.convolution_backward, maps),
+        (kernels.convolution, maps | {"GELU": True, "FLIPPED": False}),
+        (kernels.convolution, maps | {"GELU": False, "FLIPPED": False}),
+        (kernels.convolution, maps | {"GELU": False, "FLIPPED": True}),
+        (kernels.convolution_backward, maps | {"GELU": True}),
+        (kernels.convolution_backward, maps | {"GELU": False}),
     ):
         known = dict.fromkeys(constants, "constexpr") | numbers | others
         signature = {name: known.get(name, "*bf16") for name in kernel.arg_names}
@@ -150,10 +154,11 @@ def check_operators(device: torch.device) -> None:
     x = torch.randn(3, 16, 24, device=device, requires_grad=True)
     weight = torch.randn(24, 9, device=device).t().requires_grad_()
     bias = torch.randn(24, device=device, requires_grad=True)
-    torch.library.opcheck(torch.ops.swinexp.convolve.default, (x, weight, bias, 4, 4, 2))
     gradient = torch.randn(3, 24, 16, device=device).mT
-    inputs = (gradient, x.detach(), weight.detach(), bias.detach(), 4, 4, 2)
-    torch.library.opcheck(torch.ops.swinexp.convolve_backward.default, inputs)
+    for gelu in (True, False):
+        torch.library.opcheck(torch.ops.swinexp.convolve.default, (x, weight, bias, 4, 4, 2, gelu))
+        inputs = (gradient, x.detach(), weight.detach(), bias.detach(), 4, 4, 2, gelu)
+        torch.library.opcheck(torch.ops.swinexp.convolve_backward.default, inputs)
 
 
 if __name__ == "__main__":

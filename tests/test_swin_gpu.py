@@ -21,7 +21,7 @@ from swinexp.train import build_model
 from tests.conftest import config, network
 from tests.kernels import MAPS, WINDOWS, check_operators, compile_kernels, differences
 
-CASES = 2 * len(WINDOWS) + len(MAPS) + 1
+CASES = 2 * len(WINDOWS) + 2 * len(MAPS) + 1
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_triton = pytest.mark.skipif(not gpu.TRITON, reason="needs triton")
 
@@ -46,7 +46,7 @@ def test_the_kernels_compute_what_the_plain_code_does() -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_gpu(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert len(compile_kernels(capability)) == 7
+    assert len(compile_kernels(capability)) == 9
 
 
 @needs_gpu
@@ -119,7 +119,7 @@ def test_kernels_are_compiled_while_a_network_is(monkeypatch: pytest.MonkeyPatch
         weight = torch.zeros(9, 192, device=device)
         torch.ops.swinexp.attend(bf16(5, 256, 288), bias, order, 3)
         torch.ops.swinexp.attend_backward(bf16(5, 256, 96), bf16(5, 256, 288), bias, order, 3)
-        inputs = (bf16(5, 256, 192), weight, weight[0], 16, 16, 4)
+        inputs = (bf16(5, 256, 192), weight, weight[0], 16, 16, 4, True)
         torch.ops.swinexp.convolve(*inputs)
         torch.ops.swinexp.convolve_backward(bf16(5, 256, 192), *inputs)
 
@@ -156,7 +156,11 @@ def test_gradients_are_the_same_bits_each_time() -> None:
 @needs_gpu
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"block": {"depthwise_conv": True}, "patch": {"embedding": "conv"}}, {"window": {"size": 8}}],
+    [
+        {},
+        {"block": {"depthwise_conv": True}, "patch": {"embedding": "conv"}, "attention": {"lepe": True}},
+        {"window": {"size": 8}},
+    ],
 )
 def test_a_network_on_a_gpu_is_that_of_the_cpu(changes: dict[str, dict[str, object]]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from swinexp.swin import operators
 from swinexp.swin.cpu import attend, by_hand
+from swinexp.swin.layers import DepthwiseConv
 from swinexp.swin.options import Attention
-from swinexp.swin.windows import from_table, log_spaced_offsets, pairs_by_offset, relative_position_index
+from swinexp.swin.windows import from_table, gather, log_spaced_offsets, pairs_by_offset, relative_position_index
 
 POSITION_HIDDEN = 512  # width of the network that makes the continuous bias, as in Swin V2's code
 MIMETIC_QK = (0.7, 0.7)  # of the noise and the identity in q·k, and in v·proj, as its paper has them for CIFAR-10
@@ -31,6 +32,7 @@ class WindowAttention(nn.Module):
                 continuous  the same, made from log-spaced offsets by a small network (arXiv 2111.09883)
                 none
 
+    With `lepe`, a 3×3 convolution of the values on the map, `grid`, is added to the output (arXiv 2107.00652).
     `table` is the window whose offsets the table holds, at least `window`.
     """
 
@@ -38,7 +40,16 @@ class WindowAttention(nn.Module):
     pairs: Tensor
     relative_coords_table: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int, table: int, attention: Attention, norm_eps: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        grid: tuple[int, int],
+        window: int,
+        table: int,
+        attention: Attention,
+        norm_eps: float,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.attention = attention
@@ -46,6 +57,7 @@ class WindowAttention(nn.Module):
         channels = dim // heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.lepe = DepthwiseConv(dim, grid, window, gelu=False) if attention.lepe else None
         if attention.similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), LOGIT_SCALE[0]))
         elif attention.similarity == "qk_norm":
@@ -120,15 +132,30 @@ class WindowAttention(nn.Module):
         self.proj.weight.copy_(left * root)
         v.copy_((root[:, None] * right).view_as(v))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None, order: Tensor | None = None, back: Tensor | None = None
+    ) -> Tensor:
+        """(B, G, T, C) -> (B, G, T, C); `mask` (G, T, T) is added to the scores.
+
+        `order` is where the windows' tokens are in the stage's order, and `back` its inverse, unless they lie so.
+        """
         if self.has_kernel and by_hand(x):
             bias = self.score_bias(mask)
             assert bias is not None
-            return self.proj(attend(self.qkv(x), bias.contiguous(), self.heads))
-        q, k, v = self.qkv_heads(x)
-        # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
-        return self.proj((self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape))
+            qkv = self.qkv(x)
+            mixed, values = attend(qkv, bias.contiguous(), self.heads), qkv[..., 2 * x.shape[-1] :]
+        else:
+            q, k, v = self.qkv_heads(x)
+            # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
+            mixed, values = (each.transpose(2, 3).reshape(x.shape) for each in (self.weights(q, k, mask) @ v, v))
+        if self.lepe is not None:
+            tokens = values.flatten(1, 2)
+            if order is not None and back is not None:
+                tokens = gather(self.lepe(gather(tokens, back, order)), order, back)
+            else:
+                tokens = self.lepe(tokens)
+            mixed = mixed + tokens.view(mixed.shape)
+        return self.proj(mixed)
 
     def in_place(self, x: Tensor, order: Tensor | None, mask: Tensor | None) -> Tensor:
         """`forward` on a GPU, where tokens need not be moved into windows: (B, P, C) -> (B, P, C)
@@ -137,7 +164,9 @@ class WindowAttention(nn.Module):
         """
         bias = self.score_bias(mask)
         assert bias is not None
-        return self.proj(operators.attend(self.qkv(x), bias, order, self.heads))
+        qkv = self.qkv(x)
+        mixed = operators.attend(qkv, bias, order, self.heads)
+        return self.proj(mixed if self.lepe is None else mixed + self.lepe(qkv[..., 2 * x.shape[-1] :]))
 
 
 def _near_identity(size: int, noise: float, identity: float) -> Tensor:

@@ -197,22 +197,24 @@ def _place(
 
 @triton.jit(do_not_specialize=["images"])
 def convolution(
-    x, weight, bias, out, images, GELU: tl.constexpr,
+    x, weight, bias, out, images, GELU: tl.constexpr, FLIPPED: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
     LINES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of ROWS // WIDTH maps LINES rows: x (B, H·W, C), weight (9, C), bias (C,) -> GELU of the convolution (B, H·W, C)
+    """Of ROWS // WIDTH maps LINES rows: x (B, H·W, C), weight (9, C), bias (C,) -> the convolution (B, H·W, C), or its
+    GELU
 
-    Without GELU: the gradient of a convolution by that of what came of it, without bias. Grid (groups of rows, tiles of
+    FLIPPED: the gradient of a convolution by that of what came of it, without bias. Grid (groups of rows, tiles of
     channels).
     """
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin, first, image, column, inside = _place(tl.program_id(0), images, channel, H, W, C, LINES, WIDTH, ROWS)
     values = ()
     for line in tl.static_range(LINES):
-        value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, not GELU)
-        if GELU:
+        value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, FLIPPED)
+        if not FLIPPED:
             value += _channels(bias, channel, C)
+        if GELU:
             value *= _normal(value)[0]
         values = values + (value,)
     for line in tl.static_range(LINES):
@@ -222,11 +224,11 @@ def convolution(
 
 @triton.jit(do_not_specialize=["images", "loops"])
 def convolution_backward(
-    x, weight, bias, to_out, before, sums, images, loops,
+    x, weight, bias, to_out, before, sums, images, loops, GELU: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
     LINES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Through GELU: the gradients before it (B, H·W, C), and sums (chunks, 10, C) for those of weight and bias
+    """Sums (chunks, 10, C) for the gradients of weight and bias, and through GELU those before it (B, H·W, C)
 
     Grid (chunks of `loops` groups of rows, tiles of channels). What was before GELU is computed anew.
     """
@@ -238,11 +240,12 @@ def convolution_backward(
         begin, first, image, column, inside = _place(group, images, channel, H, W, C, LINES, WIDTH, ROWS)
         values = ()
         for line in tl.static_range(LINES):
-            value = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, False)
-            value += _channels(bias, channel, C)
-            share, density = _normal(value)
-            y = _pixels(to_out + begin, first + line, image, column, channel, inside, H, W, S, C)
-            value = y * (share + value * density)
+            value = _pixels(to_out + begin, first + line, image, column, channel, inside, H, W, S, C)
+            if GELU:
+                z = _convolved(x + begin, weight, first + line, image, column, channel, inside, H, W, S, C, False)
+                z += _channels(bias, channel, C)
+                share, density = _normal(z)
+                value *= share + z * density
             values = values + (value,)
             added = ()
             for tap in tl.static_range(9):
@@ -251,7 +254,7 @@ def convolution_backward(
                 )
                 added = added + (totals[tap] + value * pixel,)
             totals = added + (totals[9] + value,)
-        for line in tl.static_range(LINES):
+        for line in tl.static_range(LINES if GELU else 0):
             row, at, there = _here(first + line, image, column, channel, inside, H, W, S, C)
             tl.store(before + begin + row + at, values[line].to(before.dtype.element_ty), mask=there)
     for tap in tl.static_range(10):

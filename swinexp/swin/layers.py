@@ -78,13 +78,14 @@ def build_scale(dim: int, start: float | None) -> nn.Module:
 
 
 class DepthwiseConv(nn.Module):
-    """A 3×3 convolution of each channel on the map, across the borders of windows, and GELU (arXiv 2105.15203)."""
+    """A 3×3 convolution of each channel on the map, across the borders of windows, and with `gelu` a GELU of it."""
 
     order: Tensor
     back: Tensor
 
-    def __init__(self, dim: int, grid: tuple[int, int], window: int) -> None:
+    def __init__(self, dim: int, grid: tuple[int, int], window: int, gelu: bool) -> None:
         super().__init__()
+        self.gelu = gelu
         self.grid, self.window = grid, window if fits(*grid, window) else grid[1]  # row by row, as `stage_order` has it
         order = stage_order(*grid, window)
         self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
@@ -95,14 +96,15 @@ class DepthwiseConv(nn.Module):
         """(B, P, C) -> (B, P, C), in the stage's order"""
         if on_gpu(x):
             assert self.conv.bias is not None
-            return convolve(x, self.conv.weight, self.conv.bias, self.grid, self.window)
+            return convolve(x, self.conv.weight, self.conv.bias, self.grid, self.window, self.gelu)
         rows = gather(x, self.back, self.order).unflatten(1, self.grid)  # (B, H, W, C)
         rows = self.conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return F.gelu(gather(rows.flatten(1, 2), self.order, self.back))
+        out = gather(rows.flatten(1, 2), self.order, self.back)
+        return F.gelu(out) if self.gelu else out
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, or `conv`, which has its own."""
+    """Two linear layers with a GELU between them, or `conv`, which has its own (arXiv 2105.15203)."""
 
     def __init__(self, dim: int, hidden: int, conv: DepthwiseConv | None) -> None:
         super().__init__()

@@ -46,9 +46,9 @@ class SwinBlock(nn.Module):
         stage = stage_order(*grid, window)
         hidden = int(dim * model.mlp_ratio)
         self.norm1 = build_norm(block.norm, dim, model.norm_eps)
-        self.attn = WindowAttention(dim, heads, window, table, attention, model.norm_eps)
+        self.attn = WindowAttention(dim, heads, grid, window, table, attention, model.norm_eps)
         self.norm2 = build_norm(block.norm, dim, model.norm_eps)
-        self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, window) if block.depthwise_conv else None)
+        self.mlp = Mlp(dim, hidden, DepthwiseConv(hidden, grid, window, gelu=True) if block.depthwise_conv else None)
         self.drop_path = DropPath(drop_path)
         self.ls1 = build_scale(dim, block.layer_scale)
         self.ls2 = build_scale(dim, block.layer_scale)
@@ -74,7 +74,7 @@ class SwinBlock(nn.Module):
         """(B, P, C) -> (B, P, C): into this block's windows, attend, and back."""
         if self.attn.has_kernel and attends(x, self.attn.heads, self.window**2, self.order):
             return self.attn.in_place(x, self.order, self.mask)
-        x = self.attn(self.windows(x), self.mask).flatten(1, 2)
+        x = self.attn(self.windows(x), self.mask, self.order, self.back).flatten(1, 2)
         if self.order is not None and self.back is not None:
             x = gather(x, self.back, self.order)
         return x

@@ -214,38 +214,39 @@ def _groups(B: int, height: int, width: int) -> tuple[dict[str, int], int]:
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, window: int, gelu: bool
 ) -> tuple[Tensor, _Launch]:
+    """Without a bias: the gradient of a convolution by that of what came of it."""
     from swinexp.swin import kernels
 
     B, _, C = x.shape
     out = torch.empty_like(x)
     tile, groups = _groups(B, height, width)
     arguments = (x, weight, weight if bias is None else bias, out, B)
-    constants = {"GELU": bias is not None, "H": height, "W": width, "S": window, "C": C, **tile}
+    constants = {"GELU": gelu, "FLIPPED": bias is None, "H": height, "W": width, "S": window, "C": C, **tile}
     return out, _Launch(kernels.convolution, (groups, -(-C // tile["CHANNELS"])), arguments, constants)
 
 
 def _convolution_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int, gelu: bool
 ) -> tuple[Tensor, Tensor, _Launch]:
     from swinexp.swin import kernels
 
     B, _, C = x.shape
-    before = torch.empty_like(x)
+    before = torch.empty_like(x) if gelu else gradient
     tile, groups = _groups(B, height, width)
     columns = -(-C // tile["CHANNELS"])
     loops = -(-groups * columns // SUMMING)
     chunks = -(-groups // loops)
     sums = torch.empty(chunks, 10, C, dtype=torch.float32, device=x.device)
     arguments = (x, weight, bias, gradient, before, sums, B, loops)
-    constants = {"H": height, "W": width, "S": window, "C": C, **tile}
+    constants = {"GELU": gelu, "H": height, "W": width, "S": window, "C": C, **tile}
     return before, sums, _Launch(kernels.convolution_backward, (chunks, columns), arguments, constants)
 
 
 @torch.library.custom_op("swinexp::convolve", mutates_args=())
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int) -> Tensor:
-    out, launch = _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int, gelu: bool) -> Tensor:
+    out, launch = _convolution(x.contiguous(), weight.contiguous(), bias.contiguous(), height, width, window, gelu)
     launch()
     return out
 
@@ -258,21 +259,21 @@ def _(*inputs: Any) -> Tensor:
 
 @torch.library.custom_op("swinexp::convolve_backward", mutates_args=())
 def _convolve_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, window: int, gelu: bool
 ) -> tuple[Tensor, Tensor]:
     gradient, x, weight, bias = gradient.contiguous(), x.contiguous(), weight.contiguous(), bias.contiguous()
-    before, sums, launch = _convolution_backward(gradient, x, weight, bias, height, width, window)
+    before, sums, launch = _convolution_backward(gradient, x, weight, bias, height, width, window, gelu)
     launch()
-    to_x, launch = _convolution(before, weight, None, height, width, window)
+    to_x, launch = _convolution(before, weight, None, height, width, window, gelu=False)
     launch()
     return to_x, sums.sum(0)
 
 
 @_convolve_backward.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor]:
-    _, x, weight, _, *where = inputs
+    _, x, weight, _, *where, _ = inputs
     _ahead(_convolution_backward, *inputs)
-    _ahead(_convolution, x, weight, None, *where)
+    _ahead(_convolution, x, weight, None, *where, False)
     return x.new_empty(x.shape), x.new_empty(10, x.shape[2], dtype=torch.float32)
 
 
@@ -284,17 +285,17 @@ def _keep_convolved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     to_x, sums = _convolve_backward(gradient, *ctx.saved_tensors, *ctx.map)
     sums = sums.to(ctx.saved_tensors[1].dtype)
-    return to_x, sums[:9], sums[9], None, None, None
+    return to_x, sums[:9], sums[9], None, None, None, None
 
 
 _convolve.register_autograd(_convolve_gradients, setup_context=_keep_convolved)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """GELU of a 3×3 convolution of each channel, of tokens that stay where they are.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], window: int, gelu: bool = True) -> Tensor:
+    """A 3×3 convolution of each channel, or GELU of it, of tokens that stay where they are.
 
     (B, P, C), (C, 1, 3, 3), (C,), and the map whose tokens lie window by window (row by row: a window as wide as the
     map) -> (B, P, C). What was before GELU is computed again for the gradients.
     """
-    out: Tensor = _convolve(x, weight.flatten(1).t(), bias, *grid, window)
+    out: Tensor = _convolve(x, weight.flatten(1).t(), bias, *grid, window, gelu)
     return out

@@ -136,12 +136,14 @@ class Patch:
 class Attention:
     """How tokens of a window are compared (`similarity`), and what their offset adds to that (`position_bias`).
 
-    `init` is how its matrices begin: as all others, or "mimetic".
+    `init` is how its matrices begin: as all others, or "mimetic". `lepe` adds a 3×3 convolution of the values to what
+    attention makes of them.
     """
 
     similarity: str
     position_bias: str
     init: str
+    lepe: bool
 
     def __post_init__(self) -> None:
         one_of("attention.similarity", self.similarity, SIMILARITIES)
