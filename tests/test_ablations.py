@@ -92,6 +92,11 @@ def test_the_defaults_are_the_reference() -> None:
         (["attention=cosine"], 7_048_612 + (2 * 3 + 6 * 6 + 4 * 12), 242_759_424),
         (["attention=lsa"], 7_048_612 + (2 * 3 + 6 * 6 + 4 * 12), 242_759_424),
         (["attention=qk_norm"], 7_048_612 + 12 * 2 * 32, None),
+        (
+            ["attention=lepe"],
+            7_048_612 + 10 * (2 * 96 + 6 * 192 + 4 * 384),
+            242_759_424 + 9 * (2 * 256 * 96 + 6 * 64 * 192 + 4 * 16 * 384),
+        ),
         (["block=layer_scale"], 7_048_612 + 2 * (2 * 96 + 6 * 192 + 4 * 384), 242_759_424),
         (["block=rms_norm"], 7_048_612 - (96 + 384 + 768 + 384 + 2 * (2 * 96 + 6 * 192 + 4 * 384)), 242_759_424),
         (["block=depthwise_conv"], 7_048_612 + 10 * 2 * (2 * 96 + 6 * 192 + 4 * 384), None),
@@ -353,6 +358,28 @@ class TestPatches:
         assert torch.allclose(difference, positions, atol=1e-6)
 
 
+class TestLepe:
+    @pytest.mark.parametrize("image", [16, 12])  # the smaller one's windows overhang
+    @pytest.mark.parametrize("bias", ["table", "none"])  # by the ways of an eager CPU, and plainly
+    @pytest.mark.parametrize("shifted", [0, 1])
+    def test_the_values_are_convolved_on_the_map_and_added(self, image: int, bias: str, shifted: int) -> None:
+        torch.manual_seed(0)
+        attention = {"lepe": True, "position_bias": bias}
+        model = network(image, model=SMALL_NETWORK, attention=attention)
+        block = model.layers[0].blocks[shifted]  # type: ignore[index, union-attr]
+        randomised(block)  # type: ignore[arg-type]
+        attn, side = block.attn, image // 2  # type: ignore[union-attr]
+        x = torch.randn(2, side**2, 16)
+        with_values = block.attention(x)  # type: ignore[operator, union-attr]
+        lepe, attn.lepe = attn.lepe, None  # type: ignore[union-attr, assignment]
+        order = stage_order(side, side, 4)
+        values = torch.nn.functional.linear(x, attn.qkv.weight[32:], attn.qkv.bias[32:])  # type: ignore[union-attr, index]
+        rows = values[:, inverse(order, side**2)].mT.unflatten(2, (side, side))
+        expected = lepe.conv(rows).flatten(2).mT[:, order] @ attn.proj.weight.T  # type: ignore[union-attr, operator]
+        added = with_values - block.attention(x)  # type: ignore[operator, union-attr]
+        torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)
+
+
 class TestBlocks:
     def test_a_depthwise_convolution_sees_across_the_windows(self) -> None:
         for conv, border in ((False, 0), (True, 1)):
@@ -396,7 +423,8 @@ class TestBlocks:
 
 
 @pytest.mark.parametrize(
-    "override", ["attention=swin", "attention=swinv2", "attention=lsa", "patch=p2_spt", "block=depthwise_conv"]
+    "override",
+    ["attention=swin", "attention=swinv2", "attention=lsa", "attention=lepe", "patch=p2_spt", "block=depthwise_conv"],
 )
 def test_compiles_without_graph_breaks_to_the_same_values(override: str) -> None:
     """As one graph, forward and backward; what then becomes of the graph is torch's affair, and is not waited for."""

@@ -57,7 +57,7 @@ def test_attention_maps_are_those_of_the_forward_pass(image: int | tuple[int, in
     assert list(maps) == BLOCKS
     for name, weights in maps.items():
         module = model.get_submodule(f"{name}.attn")
-        x, _, out = seen[f"{name}.attn"]
+        x, *_, out = seen[f"{name}.attn"]
         v = module.qkv_heads(x)[2]  # type: ignore[operator]
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
         assert torch.allclose(module.proj((weights @ v).transpose(2, 3).reshape(x.shape)), out, atol=1e-4), name  # type: ignore[operator]

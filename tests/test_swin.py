@@ -149,6 +149,7 @@ THREE_STAGES = {
     "model": {"dim": 16, "heads": [1, 2, 4], "depths": [2, 2, 2]},
     "patch": {"embedding": "conv"},
     "block": {"depthwise_conv": True},
+    "attention": {"lepe": True},
 }
 
 
@@ -184,7 +185,7 @@ def test_a_resized_network_is_that_of_the_other_size_with_the_same_weights(side:
 
 @pytest.mark.parametrize("position", ["table", "continuous"])
 def test_a_resized_network_adds_for_an_offset_what_the_whole_one_adds(position: str) -> None:
-    whole = network(**THREE_STAGES, attention={"position_bias": position})
+    whole = network(**THREE_STAGES | {"attention": {"position_bias": position}})
     cut = 0
     for mine, theirs in zip(whole.stages(), whole.resized(16).stages(), strict=True):
         window, smaller = mine.blocks[0].window, theirs.blocks[0].window
