@@ -139,6 +139,10 @@ class WindowAttention(nn.Module):
 
         `order` is where the windows' tokens are in the stage's order, and `back` its inverse, unless they lie so.
         """
+        return self.proj(self._mixed(x, mask, order, back))
+
+    def _mixed(self, x: Tensor, mask: Tensor | None, order: Tensor | None, back: Tensor | None) -> Tensor:
+        """(B, G, T, C) -> (B, G, T, C), what `proj` gets"""
         if self.has_kernel and by_hand(x):
             bias = self.score_bias(mask)
             assert bias is not None
@@ -147,15 +151,16 @@ class WindowAttention(nn.Module):
         else:
             q, k, v = self.qkv_heads(x)
             # Two products rather than the fused op: for windows of 16 tokens they are the faster ones on a CPU.
-            mixed, values = (each.transpose(2, 3).reshape(x.shape) for each in (self.weights(q, k, mask) @ v, v))
-        if self.lepe is not None:
-            tokens = values.flatten(1, 2)
-            if order is not None and back is not None:
-                tokens = gather(self.lepe(gather(tokens, back, order)), order, back)
-            else:
-                tokens = self.lepe(tokens)
-            mixed = mixed + tokens.view(mixed.shape)
-        return self.proj(mixed)
+            mixed = (self.weights(q, k, mask) @ v).transpose(2, 3).reshape(x.shape)
+            values = v.transpose(2, 3)
+        if self.lepe is None:
+            return mixed
+        tokens = values.reshape(len(x), -1, x.shape[-1])
+        if order is not None and back is not None:
+            tokens = gather(self.lepe(gather(tokens, back, order)), order, back)
+        else:
+            tokens = self.lepe(tokens)
+        return mixed + tokens.view(mixed.shape)
 
     def in_place(self, x: Tensor, order: Tensor | None, mask: Tensor | None) -> Tensor:
         """`forward` on a GPU, where tokens need not be moved into windows: (B, P, C) -> (B, P, C)
